@@ -1,0 +1,1 @@
+//! Seal and rewind of the files of a container on an overlay root.

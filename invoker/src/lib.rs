@@ -1,0 +1,1 @@
+//! The program rewind: a Kafka-fed OpenWhisk invoker whose containers are rolled back after every activation.

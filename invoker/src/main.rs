@@ -1,0 +1,2 @@
+//! The program `rewind`.
+fn main() {}

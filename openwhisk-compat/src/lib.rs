@@ -1,0 +1,1 @@
+//! OpenWhisk's wire: messages, entities, response mapping, limits, configuration, stores.

@@ -1,0 +1,1 @@
+//! Whole-system tests: real Kafka, store, containers; residue attacks; recorded scenarios.
