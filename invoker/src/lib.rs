@@ -1,4 +1,6 @@
 //! The program rewind: a Kafka-fed OpenWhisk invoker whose containers are rolled back after every activation.
 
+pub mod bus;
+pub mod errors;
 pub mod metrics;
 pub mod pool;

@@ -5,8 +5,6 @@
 //! Kafka ([`kafka`]) is the only one today.
 
 pub mod kafka;
-#[cfg(test)]
-pub(crate) mod memory;
 
 use std::sync::Arc;
 use std::time::Duration;

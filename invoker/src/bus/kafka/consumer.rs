@@ -129,13 +129,22 @@ impl KafkaConsumer {
         list.add_partition(&self.topic, PARTITION);
         let committed =
             client.consumer.committed_offsets(list, QUESTION_TIMEOUT).map_err(failed("committed"))?;
-        let committed = match committed.elements().first().map(rdkafka::topic_partition_list::TopicPartitionListElem::offset) {
+        let committed = match committed
+            .elements()
+            .first()
+            .map(rdkafka::topic_partition_list::TopicPartitionListElem::offset)
+        {
             Some(KafkaOffset::Offset(offset)) => Some(offset),
             _ => None,
         };
         if wanted > end {
             // The topic was deleted and made anew since: the journal's offsets mean nothing in it.
-            tracing::warn!(topic = self.topic, wanted, end, "the journal is ahead of the topic, its position is not used");
+            tracing::warn!(
+                topic = self.topic,
+                wanted,
+                end,
+                "the journal is ahead of the topic, its position is not used"
+            );
             return Ok(KafkaOffset::Stored);
         }
         Ok(KafkaOffset::Offset(committed.map_or(wanted, |committed| committed.max(wanted))))
@@ -221,7 +230,8 @@ impl Consumer for KafkaConsumer {
     }
 
     fn lag(&mut self) -> Result<i64, BusError> {
-        let failed = |source| BusError::Consume { operation: "watermarks", topic: self.topic.clone(), source };
+        let failed =
+            |source| BusError::Consume { operation: "watermarks", topic: self.topic.clone(), source };
         let Some(client) = &self.client else { return Err(failed(KafkaError::Canceled)) };
         let (low, high) =
             client.consumer.fetch_watermarks(&self.topic, PARTITION, LAG_TIMEOUT).map_err(failed)?;

@@ -68,12 +68,8 @@ impl Kafka {
     /// [`BusError::Client`] for a refused property, [`BusError::Unreachable`] when nobody answers.
     pub async fn connect(settings: KafkaSettings) -> Result<Self, BusError> {
         let settings = Arc::new(settings);
-        let admin_config = client_config(
-            Role::Admin,
-            &settings.hosts,
-            &reconnect_defaults("admin"),
-            &[&settings.common],
-        )?;
+        let admin_config =
+            client_config(Role::Admin, &settings.hosts, &reconnect_defaults("admin"), &[&settings.common])?;
         let admin: AdminClient<Context> = create(&settings.hosts, &admin_config, Context::new("admin"))?;
         let admin = Arc::new(admin);
         let cluster_id = first_answer(&settings.hosts, &admin).await?;
@@ -106,7 +102,8 @@ impl Bus for Kafka {
 /// # Errors
 /// As [`Kafka::connect`].
 pub async fn reachable(settings: &KafkaSettings) -> Result<String, BusError> {
-    let config = client_config(Role::Admin, &settings.hosts, &reconnect_defaults("check"), &[&settings.common])?;
+    let config =
+        client_config(Role::Admin, &settings.hosts, &reconnect_defaults("check"), &[&settings.common])?;
     let admin: AdminClient<Context> = create(&settings.hosts, &config, Context::new("check"))?;
     ask(&settings.hosts, &Arc::new(admin)).await
 }
@@ -151,9 +148,8 @@ async fn ensure_topic(admin: &Arc<AdminClient<Context>>, topic: &TopicSpec) -> R
     for (name, value) in &topic.config {
         spec = spec.set(name, value);
     }
-    let options = AdminOptions::new()
-        .request_timeout(Some(QUESTION_TIMEOUT))
-        .operation_timeout(Some(QUESTION_TIMEOUT));
+    let options =
+        AdminOptions::new().request_timeout(Some(QUESTION_TIMEOUT)).operation_timeout(Some(QUESTION_TIMEOUT));
     let mut tries = 0;
     loop {
         let code = match admin.create_topics([&spec], &options).await {
@@ -236,9 +232,7 @@ where
     C: ClientContext,
     T: rdkafka::config::FromClientConfigAndContext<C>,
 {
-    config
-        .create_with_context(context)
-        .map_err(|source| BusError::Client { hosts: hosts.to_owned(), source })
+    config.create_with_context(context).map_err(|source| BusError::Client { hosts: hosts.to_owned(), source })
 }
 
 /// Carries librdkafka's log lines into ours, and keeps repeated ones down.

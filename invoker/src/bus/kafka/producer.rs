@@ -139,12 +139,12 @@ fn judge(error: &KafkaError, code: Option<RDKafkaErrorCode>) -> Outcome {
     use RDKafkaErrorCode as E;
     match code {
         Some(E::QueueFull) => Outcome::Wait,
-        Some(E::Fatal | E::PurgeQueue | E::Destroy) => Outcome::RetryWithNew,
+        Some(E::Fatal | E::PurgeQueue) => Outcome::RetryWithNew,
         None if matches!(error, KafkaError::Canceled) => Outcome::RetryWithNew,
         // Time-outs and "not enough replicas after append": the record may be in the log.
-        Some(E::MessageTimedOut | E::OperationTimedOut | E::RequestTimedOut | E::NotEnoughReplicasAfterAppend) => {
-            Outcome::GiveUp
-        }
+        Some(
+            E::MessageTimedOut | E::OperationTimedOut | E::RequestTimedOut | E::NotEnoughReplicasAfterAppend,
+        ) => Outcome::GiveUp,
         Some(code) if retriable(code) => Outcome::Retry,
         _ => Outcome::GiveUp,
     }

@@ -16,7 +16,6 @@ const RENAMED: &[(&str, &str)] = &[
     ("fetch.max.wait.ms", "fetch.wait.max.ms"),
     ("max.request.size", "message.max.bytes"),
     ("delivery.timeout.ms", "message.timeout.ms"),
-    ("ssl.key.password", "ssl.key.password"),
     ("compression.type", "compression.codec"),
     ("receive.buffer.bytes", "socket.receive.buffer.bytes"),
     ("send.buffer.bytes", "socket.send.buffer.bytes"),
@@ -154,7 +153,12 @@ mod tests {
 
     #[test]
     fn javas_names_become_librdkafkas_and_win_over_defaults() {
-        let config = built(&[("fetch.max.wait.ms", "500"), ("max.poll.records", "8"), ("security.protocol", "PLAINTEXT")]).unwrap();
+        let config = built(&[
+            ("fetch.max.wait.ms", "500"),
+            ("max.poll.records", "8"),
+            ("security.protocol", "PLAINTEXT"),
+        ])
+        .unwrap();
         assert_eq!(config.get("fetch.wait.max.ms"), Some("500"));
         assert_eq!(config.get("max.poll.records"), None);
         assert_eq!(config.get("security.protocol"), Some("plaintext"));
@@ -163,7 +167,8 @@ mod tests {
 
     #[test]
     fn empty_values_are_skipped_except_where_empty_has_a_meaning() {
-        let config = built(&[("ssl.keystore.location", ""), ("ssl.endpoint.identification.algorithm", "")]).unwrap();
+        let config =
+            built(&[("ssl.keystore.location", ""), ("ssl.endpoint.identification.algorithm", "")]).unwrap();
         assert_eq!(config.get("ssl.keystore.location"), None);
         assert_eq!(config.get("ssl.endpoint.identification.algorithm"), Some("none"));
     }
