@@ -1,0 +1,65 @@
+//! Limits and choices of a seal and of the rewinds that follow it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Limits and choices of a seal and of the rewinds that follow it.
+///
+/// Everything a hostile function can make large is bounded here. What exceeds a bound of the seal
+/// refuses the checkpoint; what exceeds a bound of a rewind quarantines the container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Directory where the sealed contents are kept, as nameless files (`O_TMPFILE`), so that they
+    /// vanish with the invoker. It must not be inside a container's layers.
+    pub store: PathBuf,
+    /// Most entries of the upper and the other writable mounts together that a seal accepts.
+    ///
+    /// Every rewind examines each of them once (about 1 us an entry), so 100,000 would already
+    /// cost 0.1 s a request.
+    pub sealed_entries_max: u64,
+    /// Most bytes of file contents a seal copies.
+    pub sealed_bytes_max: u64,
+    /// Most changed entries a rewind undoes.
+    ///
+    /// Undoing costs 10 to 130 us an entry (measured on ext4), a new container 200 to 300 ms: at
+    /// some thousands of entries a new container is the cheaper answer.
+    pub undone_entries_max: u64,
+    /// Most bytes a rewind reads or writes to put contents back.
+    pub undone_bytes_max: u64,
+    /// Deepest directory that is sealed or examined, counted from the root of its mount.
+    ///
+    /// One descriptor is held for each level.
+    pub depth_max: usize,
+    /// Most paths named in a report. The counts are always complete.
+    pub report_paths_max: usize,
+    /// Longest time a rewind may take.
+    pub deadline: Duration,
+    /// Put access times back too.
+    ///
+    /// A function that reads a sealed file moves its access time (at most once a day under
+    /// `relatime`, and again after each rewind), so this costs one `utimensat` for each sealed
+    /// file that a request read. Without it the access times tell which files were read before.
+    pub access_times: bool,
+    /// Directory that relative `upperdir` and `lowerdir` options are relative to.
+    ///
+    /// Docker mounts with paths relative to its storage directory when the list of layers does
+    /// not fit into one page.
+    pub relative_to: PathBuf,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            store: PathBuf::from("/var/tmp"),
+            sealed_entries_max: 100_000,
+            sealed_bytes_max: 1 << 30,
+            undone_entries_max: 4_096,
+            undone_bytes_max: 256 << 20,
+            depth_max: 128,
+            report_paths_max: 64,
+            deadline: Duration::from_secs(5),
+            access_times: true,
+            relative_to: PathBuf::from("/var/lib/docker/overlay2"),
+        }
+    }
+}
