@@ -2,5 +2,6 @@
 
 pub mod bus;
 pub mod errors;
+pub mod journal;
 pub mod metrics;
 pub mod pool;
