@@ -1,0 +1,1 @@
+//! Random lives of a pool, with everything it promises checked after each event.
