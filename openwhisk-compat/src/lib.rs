@@ -18,3 +18,6 @@
 pub mod entity;
 pub mod message;
 pub mod size;
+//! OpenWhisk's wire: messages, entities, response mapping, limits, configuration, stores.
+
+pub mod store;
