@@ -18,6 +18,4 @@
 pub mod entity;
 pub mod message;
 pub mod size;
-//! OpenWhisk's wire: messages, entities, response mapping, limits, configuration, stores.
-
 pub mod store;

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use openwhisk_compat::store::Operation;
 use prometheus::{Gauge, Histogram, IntCounter};
 
 use super::families::{Families, Labels};
@@ -537,5 +538,34 @@ impl Metrics {
     pub fn batch(&self, documents: usize) {
         #[expect(clippy::cast_precision_loss, reason = "a batch has at most 500 documents")]
         self.upstream.batch.observe(documents as f64);
+    }
+}
+
+impl openwhisk_compat::store::Observer for Metrics {
+    fn ended(&self, operation: Operation, took: Duration, ok: bool) {
+        let operation = match operation {
+            Operation::SaveDocument => StoreOperation::SaveDocument,
+            Operation::SaveDocumentBulk => StoreOperation::SaveDocumentBulk,
+            Operation::GetDocument => StoreOperation::GetDocument,
+            Operation::QueryView => StoreOperation::QueryView,
+            Operation::GetDocumentAttachment => StoreOperation::GetDocumentAttachment,
+        };
+        self.step(Step::Database(operation), took, ok);
+    }
+
+    fn cache(&self, hit: bool) {
+        Self::cache(self, hit);
+    }
+
+    fn batch(&self, documents: usize) {
+        Self::batch(self, documents);
+    }
+
+    fn waiting(&self, records: usize) {
+        self.store_waiting(records);
+    }
+
+    fn lost(&self) {
+        self.store_lost(1);
     }
 }

@@ -3,16 +3,18 @@
 //! [`couch`] speaks HTTP and knows documents; the other modules know what the documents are.
 //! [`Observer`] hears of every operation, so that whoever counts need not be known here.
 
-pub mod attachment;
+mod actions;
 mod blacklist;
 pub mod couch;
+pub mod memory;
 mod observe;
 mod writer;
 
+pub use actions::{ActionSettings, ActionStore, CouchActions, FetchError};
 pub use blacklist::Blacklist;
 pub use couch::{Couch, CouchError, CouchSettings, CouchSetupError, Database};
 pub use observe::{Observer, Operation, Unobserved};
-pub use writer::{ActivationStore, CouchWriter, StoreError, StoredActivation, WriterSettings};
+pub use writer::{ActivationStore, CouchWriter, StoreError, WriterSettings};
 
 /// An error with its sources, on one line. Outer messages never repeat their source, so nothing is lost and
 /// nothing is said twice.

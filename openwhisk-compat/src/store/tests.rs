@@ -133,11 +133,10 @@ fn settings(protocol: &str, host: &str, port: u16) -> CouchSettings {
     }
 }
 
-fn record(id: &str) -> StoredActivation {
-    StoredActivation {
-        id: id.to_owned(),
-        document: serde_json::to_vec(&json!({ "_id": id, "logs": [] })).unwrap().into(),
-    }
+/// Writes the smallest document.
+async fn write(writer: &CouchWriter, id: &str) -> Result<(), StoreError> {
+    let document = serde_json::to_vec(&json!({ "_id": id, "logs": [] })).unwrap();
+    writer.write(id.to_owned(), document.into()).await
 }
 
 fn quick() -> WriterSettings {
@@ -227,14 +226,11 @@ async fn the_blacklist_follows_the_view_and_survives_the_store() {
 async fn a_record_is_written_and_a_duplicate_is_a_conflict() {
     let (fake, couch) = start().await;
     let writer = CouchWriter::start(couch.database("activations"), quick(), Arc::new(Unobserved));
-    assert_eq!(writer.store(record("guest/1")).await, Ok(()));
-    assert_eq!(writer.store(record("guest/1")).await, Err(StoreError::Conflict { id: "guest/1".to_owned() }));
-    let refused = StoredActivation {
-        id: "guest/2".to_owned(),
-        document: Bytes::from_static(br#"{"_id":"guest/2","refuse":1}"#),
-    };
+    assert_eq!(write(&writer, "guest/1").await, Ok(()));
+    assert_eq!(write(&writer, "guest/1").await, Err(StoreError::Conflict { id: "guest/1".to_owned() }));
+    let refused = Bytes::from_static(br#"{"_id":"guest/2","refuse":1}"#);
     assert_eq!(
-        writer.store(refused).await,
+        writer.write("guest/2".to_owned(), refused).await,
         Err(StoreError::Refused { id: "guest/2".to_owned(), reason: "forbidden: no".to_owned() })
     );
     assert_eq!(
@@ -249,7 +245,7 @@ async fn a_lost_answer_is_tried_again_and_the_conflict_then_means_written() {
     let (fake, couch) = start().await;
     fake.lose_answers.store(2, Ordering::SeqCst);
     let writer = CouchWriter::start(couch.database("activations"), quick(), Arc::new(Unobserved));
-    assert_eq!(writer.store(record("guest/1")).await, Ok(()));
+    assert_eq!(write(&writer, "guest/1").await, Ok(()));
     assert_eq!(fake.asked().len(), 3);
 }
 
@@ -258,13 +254,13 @@ async fn a_store_that_stays_away_is_given_up_after_three_further_tries() {
     let (fake, couch) = start().await;
     fake.fail.store(4, Ordering::SeqCst);
     let writer = CouchWriter::start(couch.database("activations"), quick(), Arc::new(Unobserved));
-    let error = writer.store(record("guest/1")).await.unwrap_err();
+    let error = write(&writer, "guest/1").await.unwrap_err();
     assert_eq!(
         error.to_string(),
         "record guest/1 was not written after 4 tries: \
          the store answered 500 to _bulk_docs of database activations: boom"
     );
-    assert_eq!(writer.store(record("guest/1")).await, Ok(()), "the next record has its own tries");
+    assert_eq!(write(&writer, "guest/1").await, Ok(()), "the next record has its own tries");
 }
 
 #[tokio::test]
@@ -283,7 +279,7 @@ async fn records_collect_while_requests_are_under_way() {
     let writer = CouchWriter::start(couch.database("activations"), settings, Arc::clone(&batches) as _);
     let all = (0..300).map(|n| {
         let writer = writer.clone();
-        tokio::spawn(async move { writer.store(record(&format!("guest/{n}"))).await })
+        tokio::spawn(async move { write(&writer, &format!("guest/{n}")).await })
     });
     for outcome in futures::future::join_all(all).await {
         assert_eq!(outcome.unwrap(), Ok(()));
@@ -302,13 +298,14 @@ async fn bytes_bound_a_batch_and_what_is_admitted() {
     let settings =
         WriterSettings { requests_max: 1, batch_bytes_max: 100_000, waiting_bytes_max: 200_000, ..quick() };
     let writer = CouchWriter::start(couch.database("activations"), settings, Arc::new(Unobserved));
-    let big = |n: usize| StoredActivation {
-        id: format!("guest/{n}"),
-        document: serde_json::to_vec(&json!({ "_id": format!("guest/{n}"), "logs": "x".repeat(40_000) }))
-            .unwrap()
-            .into(),
+    let sized = |id: &str, bytes: usize| -> Bytes {
+        serde_json::to_vec(&json!({ "_id": id, "logs": "x".repeat(bytes) })).unwrap().into()
     };
-    let all = (0..40).map(|n| writer.store(big(n)));
+    let all = (0..40).map(|n| {
+        let id = format!("guest/{n}");
+        let document = sized(&id, 40_000);
+        writer.write(id, document)
+    });
     for outcome in futures::future::join_all(all).await {
         assert_eq!(outcome, Ok(()));
     }
@@ -316,13 +313,8 @@ async fn bytes_bound_a_batch_and_what_is_admitted() {
         assert!(body.len() < 100_100, "{}", body.len());
     }
     // Larger than the whole budget: still written, alone.
-    let huge = StoredActivation {
-        id: "guest/huge".to_owned(),
-        document: serde_json::to_vec(&json!({ "_id": "guest/huge", "logs": "x".repeat(500_000) }))
-            .unwrap()
-            .into(),
-    };
-    assert_eq!(writer.store(huge).await, Ok(()));
+    let huge = sized("guest/huge", 500_000);
+    assert_eq!(writer.write("guest/huge".to_owned(), huge).await, Ok(()));
 }
 
 #[tokio::test]
@@ -332,16 +324,213 @@ async fn what_was_admitted_is_written_when_callers_are_gone() {
     let writer = CouchWriter::start(couch.database("activations"), quick(), Arc::new(Unobserved));
     let waiting = tokio::spawn({
         let writer = writer.clone();
-        async move { writer.store(record("guest/1")).await }
+        async move { write(&writer, "guest/1").await }
     });
     while fake.asked().is_empty() {
         tokio::task::yield_now().await;
     }
     waiting.abort();
     let _ = waiting.await;
-    assert_eq!(writer.store(record("guest/2")).await, Ok(()));
+    assert_eq!(write(&writer, "guest/2").await, Ok(()));
     assert_eq!(writer.waiting(), 0);
     while fake.written.lock().unwrap().len() < 2 {
         tokio::task::yield_now().await;
+    }
+}
+
+mod actions {
+    use super::*;
+    use crate::entity::{ActionLimits, FullyQualifiedName, ReadContext};
+
+    /// The kinds of the recorded deployment.
+    struct Kinds;
+
+    impl ReadContext for Kinds {
+        fn resolve_kind(&self, kind: &str) -> Option<String> {
+            match kind {
+                "nodejs:default" => Some("nodejs:20".to_owned()),
+                "nodejs:20" | "python:3.11" => Some(kind.to_owned()),
+                _ => None,
+            }
+        }
+
+        fn standard_limits(&self) -> ActionLimits {
+            ActionLimits { timeout_ms: 60_000, memory_mb: 256, logs_mb: 10, concurrency: 1, instances: None }
+        }
+    }
+
+    async fn reader() -> (Arc<Fake>, CouchActions<Kinds>) {
+        let (fake, couch) = start().await;
+        let settings = ActionSettings { pauses: [Duration::from_millis(1); 2], ..ActionSettings::default() };
+        let reader =
+            CouchActions::new(couch.database("whisks"), Arc::new(Kinds), &settings, Arc::new(Unobserved));
+        (fake, reader)
+    }
+
+    fn name(text: &str) -> FullyQualifiedName {
+        FullyQualifiedName::parse(text).unwrap()
+    }
+
+    /// The genuine controller's documents and attachments, as the genuine invoker read them.
+    fn recorded() -> Vec<Value> {
+        serde_json::from_str(include_str!("../../tests/fixtures/couch-reads.json")).unwrap()
+    }
+
+    fn play(fake: &Fake, exchanges: &[Value]) {
+        for exchange in exchanges {
+            let line = format!("GET {}", exchange["path"].as_str().unwrap());
+            let status = u16::try_from(exchange["status"].as_u64().unwrap()).unwrap();
+            fake.answer(&line, status, exchange["body"].as_str().unwrap().to_owned());
+        }
+    }
+
+    #[tokio::test]
+    async fn the_recorded_documents_become_actions() {
+        let (fake, reader) = reader().await;
+        play(&fake, &recorded());
+
+        let hello =
+            reader.action(&name("guest/hello"), Some("2-5a1fdc3143a588544e7e5332cfdec0ff")).await.unwrap();
+        assert!(hello.exec.code.as_ref().unwrap().as_str().starts_with("import sys\ndef main(a):"));
+        assert_eq!((hello.exec.kind.as_str(), hello.exec.binary), ("python:3.11", false));
+
+        let text =
+            reader.action(&name("guest/big2"), Some("2-6b37d7dc0f7ac6078642c8fc6db3257b")).await.unwrap();
+        assert!(text.exec.code.as_ref().unwrap().as_str().starts_with("# xxx"));
+        let binary =
+            reader.action(&name("guest/bin2"), Some("2-180f25a6f72c43394340f37db8547876")).await.unwrap();
+        assert!(binary.exec.binary && binary.exec.code.as_ref().unwrap().as_str().starts_with("IyB5eX"));
+
+        let health = reader.action(&name("whisk.system/invokerHealthTestAction0"), None).await.unwrap();
+        assert_eq!(health.exec.kind, "nodejs:20");
+    }
+
+    #[tokio::test]
+    async fn the_recorded_failures_are_rows_of_the_table() {
+        let (fake, reader) = reader().await;
+        play(&fake, &recorded());
+        assert_eq!(
+            reader.action(&name("guest/hello"), Some("9-0123456789abcdef0123456789abcdef")).await,
+            Err(FetchError::RevisionMismatch {
+                id: "guest/hello".to_owned(),
+                wanted: "9-0123456789abcdef0123456789abcdef".to_owned(),
+                found: "2-5a1fdc3143a588544e7e5332cfdec0ff".to_owned(),
+            })
+        );
+        assert_eq!(
+            reader.action(&name("guest/nothere"), None).await,
+            Err(FetchError::NotFound { id: "guest/nothere".to_owned() })
+        );
+        assert_eq!(
+            reader.action(&name("guest/t1"), None).await,
+            Err(FetchError::WrongType { id: "guest/t1".to_owned(), found: "trigger".to_owned() })
+        );
+        assert_eq!(
+            reader.action(&name("guest/seq"), None).await,
+            Err(FetchError::NotExecutable { id: "guest/seq".to_owned() })
+        );
+    }
+
+    fn document(code: &Value, more: Value) -> String {
+        let mut document = json!({
+            "_id": "guest/a", "_rev": "1-a", "namespace": "guest", "name": "a", "entityType": "action",
+            "exec": { "kind": "nodejs:default", "code": code, "binary": false },
+        });
+        document.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        document.to_string()
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_understood_is_unreadable_and_says_why() {
+        let attached = |name: &str| json!({ "attachmentName": name, "attachmentType": "text/plain" });
+        for (body, says) in [
+            ("{".to_owned(), "EOF while parsing"),
+            (r#"{"entityType":"action"}"#.to_owned(), "missing field"),
+            (document(&attached("s3:x"), json!({})), "not supported"),
+            (
+                document(&attached("couch:b"), json!({ "_attachments": { "c": {} } })),
+                "its code is attachment 'b', the document has 'c'",
+            ),
+            (document(&attached("couch:b"), json!({})), "the document has none"),
+            (document(&attached("couch:.."), json!({ "_attachments": { "..": {} } })), "'..' is not a name"),
+            (document(&attached("couch:raw"), json!({ "_attachments": { "raw": {} } })), "UTF-8"),
+        ] {
+            let (fake, reader) = reader().await;
+            fake.answer("GET /whisks/guest%2Fa", 200, body.clone());
+            fake.answer("GET /whisks/guest%2Fa/raw", 200, &b"\xff\xfe"[..]);
+            match reader.action(&name("guest/a"), Some("1-a")).await {
+                Err(FetchError::Unreadable { detail, .. }) => assert!(detail.contains(says), "{detail}"),
+                other => panic!("{body}: {other:?}"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn an_attachment_that_is_gone_is_an_action_that_is_gone() {
+        let (fake, reader) = reader().await;
+        let code = json!({ "attachmentName": "codefile", "attachmentType": "text/plain" });
+        fake.answer(
+            "GET /whisks/guest%2Fa",
+            200,
+            document(&code, json!({ "_attachments": { "codefile": {} } })),
+        );
+        assert!(matches!(
+            reader.action(&name("guest/a"), Some("1-a")).await,
+            Err(FetchError::NotFound { .. })
+        ));
+    }
+
+    #[tokio::test]
+    async fn one_revision_is_read_once_and_shared() {
+        let (fake, reader) = reader().await;
+        fake.answer("GET /whisks/guest%2Fa", 200, document(&json!("code"), json!({})));
+        let wanted = name("guest/a");
+        let all = (0..50).map(|_| reader.action(&wanted, Some("1-a")));
+        let all = futures::future::join_all(all).await;
+        let first = all[0].clone().unwrap();
+        assert!(all.iter().all(|action| Arc::ptr_eq(action.as_ref().unwrap(), &first)));
+        assert_eq!(fake.asked().len(), 1);
+        assert_eq!(first.exec.kind, "nodejs:20");
+
+        reader.action(&wanted, None).await.unwrap();
+        reader.action(&wanted, None).await.unwrap();
+        assert_eq!(fake.asked().len(), 3, "without a revision the store is asked each time");
+    }
+
+    #[tokio::test]
+    async fn a_failure_is_not_kept_and_a_passing_one_is_tried_again() {
+        let (fake, reader) = reader().await;
+        let request = "GET /whisks/guest%2Fa";
+        for _ in 0..4 {
+            fake.answer(request, 503, "away");
+        }
+        fake.answer(request, 200, document(&json!("code"), json!({})));
+        match reader.action(&name("guest/a"), Some("1-a")).await {
+            Err(FetchError::Unavailable { detail, .. }) => {
+                assert_eq!(detail, "the store answered 503 to guest/a of database whisks: away");
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(fake.asked().len(), 3);
+        reader.action(&name("guest/a"), Some("1-a")).await.unwrap();
+        assert_eq!(fake.asked().len(), 5, "one more 503, then the answer");
+    }
+
+    #[tokio::test]
+    async fn the_cache_is_bounded_by_bytes() {
+        let (fake, couch) = start().await;
+        let settings = ActionSettings { cache_bytes_max: 100_000, ..ActionSettings::default() };
+        let reader =
+            CouchActions::new(couch.database("whisks"), Arc::new(Kinds), &settings, Arc::new(Unobserved));
+        let code = json!("x".repeat(30_000));
+        fake.answer("GET /whisks/guest%2Fa", 200, document(&code, json!({})));
+        for n in 0..20 {
+            let body = document(&code, json!({ "_rev": format!("{n}-a") }));
+            let request = format!("GET /whisks/guest%2Fa{n}");
+            fake.answer(&request, 200, body);
+            reader.action(&name(&format!("guest/a{n}")), Some(&format!("{n}-a"))).await.unwrap();
+        }
+        reader.settle().await;
+        assert!(reader.cached_bytes() <= 100_000, "{}", reader.cached_bytes());
     }
 }

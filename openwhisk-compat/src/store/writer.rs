@@ -25,15 +25,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::couch::{BulkAnswer, CouchError, Database};
 use super::observe::{Observer, Operation};
-
-/// An activation record as it goes to the store.
-#[derive(Debug, Clone)]
-pub struct StoredActivation {
-    /// `namespace/activationId`, for messages.
-    pub id: String,
-    /// The whole JSON document, `_id` included.
-    pub document: Bytes,
-}
+use crate::entity::StoredActivation;
 
 /// Why a record is not in the store.
 #[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
@@ -132,7 +124,8 @@ impl std::fmt::Debug for ObserverRef {
 /// A record in the queue. The budget is held until it is written or given up.
 #[derive(Debug)]
 struct Waiting {
-    record: StoredActivation,
+    id: String,
+    document: Bytes,
     done: oneshot::Sender<Result<(), StoreError>>,
     _budget: OwnedSemaphorePermit,
 }
@@ -156,29 +149,44 @@ impl CouchWriter {
     }
 }
 
-#[async_trait]
-impl ActivationStore for CouchWriter {
-    async fn store(&self, record: StoredActivation) -> Result<(), StoreError> {
+impl CouchWriter {
+    /// Writes a document that is JSON already, `_id` included; `id` is for messages.
+    ///
+    /// # Errors
+    /// As [`ActivationStore::store`].
+    pub async fn write(&self, id: String, document: Bytes) -> Result<(), StoreError> {
         let began = Instant::now();
-        let id = record.id.clone();
         let closed = || StoreError::Closed { id: id.clone() };
         let units =
-            u32::try_from(record.document.len() / BUDGET_UNIT + 1).unwrap_or(u32::MAX).min(self.budget_units);
+            u32::try_from(document.len() / BUDGET_UNIT + 1).unwrap_or(u32::MAX).min(self.budget_units);
         let permit = Arc::clone(&self.budget).acquire_many_owned(units).await.map_err(|_| closed())?;
         let (done, outcome) = oneshot::channel();
-        let waiting = Counted::new(&self.waiting);
-        self.observer.0.waiting(waiting.now);
-        let outcome = match self.queue.send(Waiting { record, done, _budget: permit }) {
+        let counted = Counted::new(&self.waiting);
+        self.observer.0.waiting(counted.now);
+        let waiting = Waiting { id: id.clone(), document, done, _budget: permit };
+        let outcome = match self.queue.send(waiting) {
             Ok(()) => outcome.await.unwrap_or_else(|_| Err(closed())),
             Err(_) => Err(closed()),
         };
-        drop(waiting);
+        drop(counted);
         self.observer.0.waiting(self.waiting());
         self.observer.0.ended(Operation::SaveDocument, began.elapsed(), outcome.is_ok());
         if outcome.is_err() {
             self.observer.0.lost();
         }
         outcome
+    }
+}
+
+#[async_trait]
+impl ActivationStore for CouchWriter {
+    async fn store(&self, record: StoredActivation) -> Result<(), StoreError> {
+        let id = record.id();
+        let document = serde_json::to_vec(&record)
+            .map_err(|error| StoreError::Refused { id: id.clone(), reason: error.to_string() })?;
+        // The record may hold megabytes; while it waits, one copy is enough.
+        drop(record);
+        self.write(id, document.into()).await
     }
 }
 
@@ -222,15 +230,15 @@ async fn run(mut arrivals: mpsc::UnboundedReceiver<Waiting>, sender: Sender) {
         };
         // The semaphore lives in this task and is never closed.
         let Ok(request) = Arc::clone(&requests).acquire_owned().await else { return };
-        let mut bytes = first.record.document.len();
+        let mut bytes = first.document.len();
         let mut batch = vec![first];
         while batch.len() < sender.settings.batch_documents_max {
             let Ok(next) = arrivals.try_recv() else { break };
-            if bytes + next.record.document.len() > sender.settings.batch_bytes_max {
+            if bytes + next.document.len() > sender.settings.batch_bytes_max {
                 left_over = Some(next);
                 break;
             }
-            bytes += next.record.document.len();
+            bytes += next.document.len();
             batch.push(next);
         }
         let sender = sender.clone();
@@ -244,7 +252,7 @@ async fn run(mut arrivals: mpsc::UnboundedReceiver<Waiting>, sender: Sender) {
 impl Sender {
     async fn send(&self, batch: Vec<Waiting>) {
         self.observer.batch(batch.len());
-        let body = bulk_body(batch.iter().map(|waiting| &waiting.record.document));
+        let body = bulk_body(batch.iter().map(|waiting| &waiting.document));
         let mut tries = 0;
         let mut pauses = VecDeque::from(self.settings.pauses);
         let outcome = loop {
@@ -272,7 +280,7 @@ fn conclude(batch: Vec<Waiting>, outcome: Result<Vec<BulkAnswer>, CouchError>, t
         Err(error) => {
             let reason = super::chain(&error);
             for waiting in batch {
-                let id = waiting.record.id;
+                let id = waiting.id;
                 let error = if error.passing() {
                     StoreError::Unavailable { id, tries, reason: reason.clone() }
                 } else {
@@ -284,7 +292,7 @@ fn conclude(batch: Vec<Waiting>, outcome: Result<Vec<BulkAnswer>, CouchError>, t
         }
     };
     for waiting in batch {
-        let id = waiting.record.id;
+        let id = waiting.id;
         let outcome = match answers.next() {
             None => Err(StoreError::Refused { id, reason: "the answer leaves it out".to_owned() }),
             Some(BulkAnswer { error: None, .. }) => Ok(()),
