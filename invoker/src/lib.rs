@@ -1,7 +1,9 @@
 //! The program rewind: a Kafka-fed OpenWhisk invoker whose containers are rolled back after every activation.
 
+pub mod activation;
 pub mod bus;
 pub mod errors;
+pub mod feed;
 pub mod journal;
 pub mod metrics;
 pub mod pool;

@@ -5,6 +5,8 @@
 //! Kafka ([`kafka`]) is the only one today.
 
 pub mod kafka;
+#[cfg(test)]
+pub(crate) mod memory;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -156,7 +158,7 @@ pub trait Consumer: Send {
     ///
     /// # Errors
     /// What the bus says, within a second.
-    fn lag(&mut self) -> Result<i64, BusError>;
+    fn lag(&mut self) -> Result<u64, BusError>;
 
     /// Throws the connection away; the next call makes a new one at the same position.
     fn reopen(&mut self);

@@ -229,13 +229,13 @@ impl Consumer for KafkaConsumer {
         }
     }
 
-    fn lag(&mut self) -> Result<i64, BusError> {
+    fn lag(&mut self) -> Result<u64, BusError> {
         let failed =
             |source| BusError::Consume { operation: "watermarks", topic: self.topic.clone(), source };
         let Some(client) = &self.client else { return Err(failed(KafkaError::Canceled)) };
         let (low, high) =
             client.consumer.fetch_watermarks(&self.topic, PARTITION, LAG_TIMEOUT).map_err(failed)?;
-        Ok((high - self.next.unwrap_or(low)).max(0))
+        Ok(u64::try_from(high - self.next.unwrap_or(low)).unwrap_or(0))
     }
 
     fn reopen(&mut self) {
