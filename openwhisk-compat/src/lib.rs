@@ -15,7 +15,14 @@
 //! - [`store`]: the CouchDB client;
 //! - [`size`], [`duration`]: the two units everybody writes differently.
 
+pub mod duration;
 pub mod entity;
+pub mod limits;
+pub mod logs;
+pub mod manifest;
 pub mod message;
+pub mod name;
+pub mod protocol;
+pub mod response;
 pub mod size;
 pub mod store;

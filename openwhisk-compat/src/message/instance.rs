@@ -52,8 +52,9 @@ pub struct InvokerInstanceId {
     /// Memory in use; only the scheduler reads it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub busy_memory: Option<ByteSize>,
+    /// Always `invoker`; 1.0.0 knows no other and leaves it out.
     #[serde(default = "invoker")]
-    instance_type: String,
+    pub instance_type: String,
     /// Tags of this invoker's resources (`invoker.resource.tags`).
     #[serde(default)]
     pub tags: Vec<String>,

@@ -1,0 +1,216 @@
+//! What a container's answer means (contract 5.6), and the answers that come from us (contract 3.5).
+//!
+//! Pure functions: events in, an [`ActivationResponse`] out, texts to the byte.
+
+use serde_json::Value;
+
+use crate::entity::{ActivationResponse, StatusCode};
+
+/// How one call to a container ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ContainerReply {
+    /// A whole answer with a `Content-Length`.
+    Answer {
+        /// The HTTP status.
+        status: u16,
+        /// The body, or its beginning when truncated.
+        body: Vec<u8>,
+        /// The announced length in bytes, when that was more than allowed and only a part was read.
+        truncated: Option<u64>,
+    },
+    /// No answer, a cut one, one without a length, or no connection.
+    NoResponse,
+    /// The time limit was used up.
+    TimedOut,
+    /// The container ran out of memory (contract 5.7).
+    OutOfMemory,
+    /// Status 503: the container shuts down. The job belongs elsewhere; if there is no elsewhere, it counts
+    /// as no response.
+    ShuttingDown,
+}
+
+impl ContainerReply {
+    /// A whole answer; 503 becomes [`ContainerReply::ShuttingDown`].
+    pub fn answer(status: u16, body: Vec<u8>) -> Self {
+        const SERVICE_UNAVAILABLE: u16 = 503;
+        if status == SERVICE_UNAVAILABLE {
+            ContainerReply::ShuttingDown
+        } else {
+            ContainerReply::Answer { status, body, truncated: None }
+        }
+    }
+}
+
+/// The bounds one call ran under.
+#[derive(Debug, Clone, Copy)]
+pub struct CallLimits {
+    /// The action's time limit in milliseconds.
+    pub timeout_ms: u32,
+    /// The longest answer taken whole, in bytes (contract 5.5).
+    pub allowed_bytes: u64,
+}
+
+const OK: u16 = 200;
+
+/// The meaning of `/init`'s reply after `elapsed_ms`: go on to `/run`, or this response (rows init-1 to
+/// init-6).
+///
+/// # Errors
+/// The response of an activation whose initialisation failed; always a developer error.
+pub fn init_response(
+    reply: &ContainerReply,
+    elapsed_ms: u64,
+    limits: &CallLimits,
+) -> Result<(), ActivationResponse> {
+    if timed_out(reply, elapsed_ms, limits) {
+        return Err(developer_error(timeout_text(limits.timeout_ms, true), None));
+    }
+    Err(match reply {
+        ContainerReply::Answer { status: OK, truncated: None, .. } => return Ok(()),
+        ContainerReply::Answer { body, truncated: Some(length), .. } => {
+            developer_error(truncated_text(*length, limits.allowed_bytes, body), Some(*length))
+        }
+        ContainerReply::Answer { body, truncated: None, .. } => {
+            let text = String::from_utf8_lossy(body);
+            let error = match serde_json::from_str(&text) {
+                Ok(Value::Object(mut members)) => members.remove("error"),
+                _ => None,
+            };
+            let error = error.unwrap_or_else(|| {
+                Value::String(with_body("The action failed during initialization", &text))
+            });
+            developer_error(error, Some(utf16_length(&text)))
+        }
+        ContainerReply::OutOfMemory => developer_error(MEMORY_EXHAUSTED, None),
+        ContainerReply::NoResponse | ContainerReply::TimedOut | ContainerReply::ShuttingDown => {
+            developer_error("The action did not initialize and exited unexpectedly.", None)
+        }
+    })
+}
+
+/// The meaning of `/run`'s reply after `elapsed_ms` (rows run-1 to run-9).
+pub fn run_response(reply: ContainerReply, elapsed_ms: u64, limits: &CallLimits) -> ActivationResponse {
+    if timed_out(&reply, elapsed_ms, limits) {
+        return developer_error(timeout_text(limits.timeout_ms, false), None);
+    }
+    match reply {
+        ContainerReply::Answer { body, truncated: Some(length), .. } => ActivationResponse::error(
+            StatusCode::ApplicationError,
+            truncated_text(length, limits.allowed_bytes, &body),
+            Some(length),
+        ),
+        ContainerReply::Answer { status, body, truncated: None } => {
+            let text = String::from_utf8_lossy(&body);
+            let size = utf16_length(&text);
+            match (serde_json::from_str(&text), status) {
+                (Ok(Value::Object(mut members)), OK) => match members.remove("error") {
+                    Some(error) => ActivationResponse::error(StatusCode::ApplicationError, error, Some(size)),
+                    None => ActivationResponse::success(Value::Object(members), size),
+                },
+                (Ok(array @ Value::Array(_)), OK) => ActivationResponse::success(array, size),
+                (Ok(Value::Object(mut members)), _) if members.contains_key("error") => {
+                    developer_error(members.remove("error").unwrap_or_default(), Some(size))
+                }
+                _ => {
+                    let text =
+                        with_body("The action did not produce a valid JSON or JSON Array response", &text);
+                    developer_error(text, Some(size))
+                }
+            }
+        }
+        ContainerReply::OutOfMemory => developer_error(MEMORY_EXHAUSTED, None),
+        ContainerReply::NoResponse | ContainerReply::TimedOut | ContainerReply::ShuttingDown => {
+            developer_error(ABNORMAL_RUN, None)
+        }
+    }
+}
+
+/// Whether the time limit decides (it precedes every row): the annotation `timeout` of the record.
+pub fn timed_out(reply: &ContainerReply, elapsed_ms: u64, limits: &CallLimits) -> bool {
+    *reply == ContainerReply::TimedOut || elapsed_ms >= u64::from(limits.timeout_ms)
+}
+
+const MEMORY_EXHAUSTED: &str = "The action exhausted its memory and was aborted.";
+const ABNORMAL_RUN: &str = "The action did not produce a valid response and exited unexpectedly.";
+
+fn developer_error(error: impl Into<Value>, size: Option<u64>) -> ActivationResponse {
+    ActivationResponse::error(StatusCode::DeveloperError, error, size)
+}
+
+fn timeout_text(timeout_ms: u32, init: bool) -> String {
+    let phase = if init { " during initialization" } else { "" };
+    format!("The action exceeded its time limits of {timeout_ms} milliseconds{phase}.")
+}
+
+fn truncated_text(length: u64, allowed: u64, body: &[u8]) -> String {
+    let body = String::from_utf8_lossy(body);
+    format!(
+        "The action produced a response that exceeded the allowed length: {length} > {allowed} bytes. \
+         The truncated response was: {body}"
+    )
+}
+
+/// `text: body`, or `text.` without a body.
+fn with_body(text: &str, body: &str) -> String {
+    if body.is_empty() { format!("{text}.") } else { format!("{text}: {body}") }
+}
+
+/// The length the JVM counts.
+fn utf16_length(text: &str) -> u64 {
+    text.chars().map(|c| if u32::from(c) > 0xffff { 2 } else { 1 }).sum()
+}
+
+/// What an activation answers that never reached a container (contract 3.5, 5.6 prov-1 to prov-3, 6.3).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fallback {
+    /// The action has no document.
+    NotFound,
+    /// The document cannot be read or is another type of entity.
+    Incompatible,
+    /// The store failed, or the action is not executable.
+    NotFetched,
+    /// The namespace is on the blacklist.
+    Blacklisted,
+    /// The action's limits exceed the user's; the text names which (see [`crate::limits`]).
+    LimitExceeded(String),
+    /// No container could be created.
+    NotProvisioned,
+    /// The image of a blackbox action could not be pulled.
+    ImageNotPulled(String),
+    /// The image of a blackbox action has no executable to start.
+    NoExecutable(String),
+    /// Something went wrong that should not: an aborted activation without a better answer, or one that a
+    /// crash of the invoker cut off.
+    Unexpected,
+}
+
+impl Fallback {
+    /// The response.
+    pub fn response(&self) -> ActivationResponse {
+        use StatusCode::{ApplicationError, DeveloperError, WhiskError};
+        let (status, text) = match self {
+            Fallback::NotFound => {
+                (ApplicationError, "Action could not be found or may have been deleted.".to_owned())
+            }
+            Fallback::Incompatible => {
+                (WhiskError, "Action version is not compatible and cannot be invoked.".to_owned())
+            }
+            Fallback::NotFetched => (WhiskError, "Action could not be fetched.".to_owned()),
+            Fallback::Blacklisted => {
+                (ApplicationError, "The action was not invoked due to a blacklisted namespace.".to_owned())
+            }
+            Fallback::LimitExceeded(text) => (ApplicationError, text.clone()),
+            Fallback::NotProvisioned => {
+                (WhiskError, "Failed to provision resources to run the action.".to_owned())
+            }
+            Fallback::ImageNotPulled(image) => {
+                (DeveloperError, format!("Failed to pull container image '{image}'."))
+            }
+            Fallback::NoExecutable(image) => {
+                (DeveloperError, format!("executable file not found in image {image}"))
+            }
+            Fallback::Unexpected => (WhiskError, ABNORMAL_RUN.to_owned()),
+        };
+        ActivationResponse::error(status, text, None)
+    }
+}
