@@ -4,6 +4,8 @@ pub mod activation;
 pub mod bus;
 pub mod errors;
 pub mod feed;
+pub mod health;
+pub mod http;
 pub mod journal;
 pub mod metrics;
 pub mod pool;
