@@ -15,8 +15,9 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use openwhisk_compat::entity::ActivationRecord;
 use openwhisk_compat::message::{
-    Acknowledgement, ControllerId, Identity, InvokerInstanceId, TransactionId, UserEvent,
+    Acknowledgement, ActivationMessage, ControllerId, Identity, InvokerInstanceId, TransactionId, UserEvent,
 };
+use openwhisk_compat::name::completed_topic;
 
 use super::record::now_ms;
 use crate::bus::{Producer, SendError};
@@ -43,6 +44,19 @@ pub struct Asker<'a> {
     pub blocking: bool,
     /// For the event.
     pub user: &'a Identity,
+}
+
+impl<'a> Asker<'a> {
+    /// Of a message.
+    #[must_use]
+    pub fn of(message: &'a ActivationMessage) -> Self {
+        Self {
+            transid: &message.transid,
+            controller: &message.root_controller_index,
+            blocking: message.blocking,
+            user: &message.user,
+        }
+    }
 }
 
 /// Resolves when the bus has taken the acknowledgement, or never will (which has been logged then).
@@ -84,7 +98,14 @@ impl Acks {
     /// The record has been handed to the bus when this returns.
     fn send(&self, asker: &Asker<'_>, ack: Acknowledgement) -> Sent {
         let ack = if asker.blocking { ack } else { ack.shrink() };
-        let topic = format!("{}completed{}", self.topic_prefix, asker.controller.as_string);
+        let Some(topic) = completed_topic(&self.topic_prefix, asker.controller) else {
+            tracing::error!(
+                tid = asker.transid.id(),
+                controller = asker.controller.as_string,
+                "controller's name makes no topic, nobody can be answered"
+            );
+            return async {}.boxed();
+        };
         let first = self.producer.send(&topic, json(&ack));
         let id = ack.activation_id().clone();
         let transid = asker.transid.clone();
@@ -143,7 +164,6 @@ fn json<T: serde::Serialize>(value: &T) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use openwhisk_compat::entity::{ActivationResponse, StatusCode};
-    use openwhisk_compat::message::ActivationMessage;
     use openwhisk_compat::size::ByteSize;
     use serde_json::{Value, json};
 
@@ -173,12 +193,7 @@ mod tests {
     }
 
     fn asker(message: &ActivationMessage) -> Asker<'_> {
-        Asker {
-            transid: &message.transid,
-            controller: &message.root_controller_index,
-            blocking: message.blocking,
-            user: &message.user,
-        }
+        Asker::of(message)
     }
 
     #[tokio::test]
