@@ -60,7 +60,11 @@ impl Admission {
             return Err(Refusal { response, how: AtOnce::CombinedByReference });
         }
         let action = self.fetch(message).await.map_err(|error| {
-            tracing::warn!(tid = message.transid.id(), activation = message.activation_id.as_str(), "{error}");
+            tracing::warn!(
+                tid = message.transid.id(),
+                activation = message.activation_id.as_str(),
+                "{error}"
+            );
             Refusal::of(&match error {
                 FetchError::NotFound { .. } => Fallback::NotFound,
                 FetchError::WrongType { .. } | FetchError::Unreadable { .. } => Fallback::Incompatible,

@@ -56,9 +56,7 @@ impl Answers {
         let record = Arc::new(record);
         let sent = match how {
             AtOnce::Combined => self.acks.combined(asker, &record),
-            AtOnce::CombinedByReference => {
-                self.acks.combined(&Asker { blocking: false, ..*asker }, &record)
-            }
+            AtOnce::CombinedByReference => self.acks.combined(&Asker { blocking: false, ..*asker }, &record),
             AtOnce::Aborted if asker.blocking => self.acks.combined(asker, &record),
             AtOnce::Aborted => self.acks.completion(asker, &record),
         };
@@ -123,8 +121,7 @@ impl Answers {
 
     fn is_stored(&self, asker: &Asker<'_>, record: &ActivationRecord) -> bool {
         let wanted = asker.user.limits.stores_activations();
-        let stored =
-            self.policy.stores(wanted, asker.transid, asker.blocking, record.response.status_code);
+        let stored = self.policy.stores(wanted, asker.transid, asker.blocking, record.response.status_code);
         if !stored && self.policy.log_unstored {
             tracing::info!(
                 tid = asker.transid.id(),

@@ -9,8 +9,6 @@
 //! Nothing in here waits: what takes time is a task of its own that reports back. A container has
 //! one such task, its [keeper](Keepers), which carries out orders in the order they are given.
 
-pub mod keeper;
-
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -25,7 +23,8 @@ use crate::activation::record::{Times, executed, now_ms};
 use crate::activation::{Activation, Answers, AtOnce};
 use crate::metrics::{Metrics, PoolGauges, PoolStates};
 use crate::pool::{
-    AbortCause, Command, ContainerId, Event, Found, Gauge, Job, JobEnd, JobId, Millis, Pool, PoolConfig, Start,
+    AbortCause, Command, ContainerId, Event, Found, Gauge, Job, JobEnd, JobId, Millis, Pool, PoolConfig,
+    Start,
 };
 
 /// An action as the pool compares it: by value, without its revision (contract 6.2).
@@ -363,9 +362,7 @@ impl<K: Keepers> Dispatcher<K> {
         let response = match cause {
             AbortCause::InitFailed { leader } => self.shared.get(&leader).cloned(),
             AbortCause::LargerThanBudget { .. } => Some(Fallback::NotProvisioned.response()),
-            AbortCause::Draining => {
-                Some(ActivationResponse::error(StatusCode::WhiskError, DRAINING, None))
-            }
+            AbortCause::Draining => Some(ActivationResponse::error(StatusCode::WhiskError, DRAINING, None)),
             AbortCause::Refused { .. } => None,
         };
         let response = response.unwrap_or_else(|| Fallback::Unexpected.response());

@@ -4,14 +4,13 @@
 //! the group's name (contract 3.1), so that the classic invoker and this one can take over from
 //! each other, but nothing has to be re-balanced and no dead member's session has to run out.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext};
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
-use rdkafka::{ClientContext, Offset as KafkaOffset, TopicPartitionList};
+use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
 
 use super::super::{BusError, Consumer, Delivery, Offset, StartAt};
 use super::{Context, KafkaSettings, Role, client_config, create, reconnect_defaults};
@@ -32,29 +31,20 @@ pub(super) struct KafkaConsumer {
     /// The offset after the last record returned by `poll`; `None` before the first one when the
     /// group's committed offset decides.
     next: Option<Offset>,
-    /// Records that arrived while a commit was awaited.
-    pending: VecDeque<Delivery>,
     /// Since when there were only errors.
     failing_since: Option<Instant>,
 }
 
 struct Client {
-    consumer: BaseConsumer<CommitContext>,
+    consumer: BaseConsumer<Context>,
     /// Has the partition been assigned? Until then the position is unknown.
     placed: bool,
 }
 
 impl KafkaConsumer {
     pub(super) fn new(settings: Arc<KafkaSettings>, topic: &str, start: StartAt) -> Result<Self, BusError> {
-        let mut this = Self {
-            settings,
-            topic: topic.to_owned(),
-            start,
-            client: None,
-            next: None,
-            pending: VecDeque::new(),
-            failing_since: None,
-        };
+        let mut this =
+            Self { settings, topic: topic.to_owned(), start, client: None, next: None, failing_since: None };
         this.client = Some(this.build()?);
         Ok(this)
     }
@@ -86,8 +76,7 @@ impl KafkaConsumer {
             &defaults,
             &[&self.settings.common, &self.settings.consumer],
         )?;
-        let context = CommitContext { log: Context::new("consumer"), answer: Mutex::new(None) };
-        let consumer = create(&self.settings.hosts, &config, context)?;
+        let consumer = create(&self.settings.hosts, &config, Context::new("consumer"))?;
         Ok(Client { consumer, placed: false })
     }
 
@@ -177,10 +166,6 @@ impl Consumer for KafkaConsumer {
         self.ready()?;
         let mut taken = Vec::new();
         while taken.len() < max {
-            if let Some(delivery) = self.pending.pop_front() {
-                taken.push(delivery);
-                continue;
-            }
             let wait = if taken.is_empty() { wait } else { Duration::ZERO };
             match self.one(wait) {
                 Some(Ok(delivery)) => taken.push(delivery),
@@ -203,30 +188,10 @@ impl Consumer for KafkaConsumer {
     fn commit(&mut self, next: Offset, wait: Duration) -> Result<(), BusError> {
         let topic = self.topic.clone();
         let failed = |source| BusError::Consume { operation: "commit", topic: topic.clone(), source };
-        let deadline = Instant::now() + wait;
         let Some(client) = &self.client else { return Err(failed(KafkaError::Canceled)) };
         let mut list = TopicPartitionList::with_capacity(1);
         list.add_partition_offset(&self.topic, PARTITION, KafkaOffset::Offset(next)).map_err(failed)?;
-        client.consumer.context().forget();
-        // Not CommitMode::Sync: that one waits without a bound while the coordinator is away.
-        client.consumer.commit(&list, CommitMode::Async).map_err(failed)?;
-        loop {
-            let Some(client) = &self.client else { return Err(failed(KafkaError::Canceled)) };
-            match client.consumer.context().answer_for(next) {
-                Some(Ok(())) => return Ok(()),
-                Some(Err(error)) => return Err(failed(error)),
-                None => {}
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(failed(KafkaError::ConsumerCommit(RDKafkaErrorCode::OperationTimedOut)));
-            }
-            match self.one(left) {
-                Some(Ok(delivery)) => self.pending.push_back(delivery),
-                Some(Err(error)) => tracing::debug!(%error, "while a commit was awaited"),
-                None => {}
-            }
-        }
+        super::sys::commit(client.consumer.client(), &list, wait).map_err(failed)
     }
 
     fn lag(&mut self) -> Result<u64, BusError> {
@@ -240,49 +205,7 @@ impl Consumer for KafkaConsumer {
 
     fn reopen(&mut self) {
         tracing::warn!(topic = self.topic, position = self.next, "kafka consumer replaced");
-        self.pending.clear();
         self.failing_since = None;
         self.client = None;
-    }
-}
-
-/// Receives the answers to commits.
-struct CommitContext {
-    log: Context,
-    /// The last answer: the offset it was for, and what the group said.
-    answer: Mutex<Option<(Offset, Result<(), KafkaError>)>>,
-}
-
-impl CommitContext {
-    fn forget(&self) {
-        *self.answer.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-
-    fn answer_for(&self, next: Offset) -> Option<Result<(), KafkaError>> {
-        let answer = self.answer.lock().unwrap_or_else(PoisonError::into_inner);
-        answer.as_ref().filter(|(offset, _)| *offset == next).map(|(_, outcome)| outcome.clone())
-    }
-}
-
-impl ClientContext for CommitContext {
-    fn log(&self, level: rdkafka::config::RDKafkaLogLevel, facility: &str, message: &str) {
-        self.log.log(level, facility, message);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        self.log.error(error, reason);
-    }
-}
-
-impl ConsumerContext for CommitContext {
-    fn commit_callback(&self, result: KafkaResult<()>, offsets: &TopicPartitionList) {
-        let Some(KafkaOffset::Offset(offset)) =
-            offsets.elements().first().map(rdkafka::topic_partition_list::TopicPartitionListElem::offset)
-        else {
-            return;
-        };
-        let refused = offsets.elements().first().and_then(|element| element.error().err());
-        let outcome = refused.map_or(result, Err);
-        *self.answer.lock().unwrap_or_else(PoisonError::into_inner) = Some((offset, outcome));
     }
 }

@@ -13,6 +13,7 @@
 mod consumer;
 mod producer;
 mod properties;
+mod sys;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -260,6 +261,8 @@ impl Context {
             && self.complained_at.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 }
+
+impl rdkafka::consumer::ConsumerContext for Context {}
 
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
