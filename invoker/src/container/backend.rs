@@ -1,0 +1,98 @@
+//! What a container engine must be able to do for us. Today there is one: [`docker`](super::docker).
+
+use super::liveness::Liveness;
+use super::memory::OomCounter;
+use super::spec::{ContainerSpec, CreateError, EngineError};
+use crate::pool::ContainerId;
+use async_trait::async_trait;
+use nix::unistd::Pid;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A container that was started, as its engine knows it. It says nothing about what the container may be given:
+/// that is what the types of [`state`](super::state) are for.
+#[derive(Debug)]
+pub struct Handle {
+    /// The pool's number for it.
+    pub id: ContainerId,
+    /// Its name.
+    pub name: String,
+    /// The engine's id for it: 64 hexadecimal digits with Docker.
+    pub engine_id: String,
+    /// The image it was made of.
+    pub image: String,
+    /// Its first process, as a pid seen from here.
+    pub init: Pid,
+    /// Whether that process lives.
+    pub liveness: Liveness,
+    /// Where its runtime listens. Of no worth once the first process has ended.
+    pub address: SocketAddr,
+    /// Docker's json-file log, if that is where its output goes.
+    pub log_file: Option<PathBuf>,
+    /// Counts what the kernel killed in it for want of memory.
+    pub oom: OomCounter,
+    /// What its creation cost.
+    pub start: StartReport,
+}
+
+/// The time a creation took, by step.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StartReport {
+    /// Waiting for a place among the parallel creations (`docker.client.parallel-runs`).
+    pub waiting: Duration,
+    /// Pulling the image.
+    pub pull: Duration,
+    /// Making and starting the container (`docker run`).
+    pub run: Duration,
+    /// Finding its process and its address.
+    pub inspect: Duration,
+}
+
+impl StartReport {
+    /// All of it.
+    #[must_use]
+    pub fn total(&self) -> Duration {
+        self.waiting + self.pull + self.run + self.inspect
+    }
+}
+
+/// What a sweep of leftovers did.
+#[derive(Debug, Default)]
+pub struct SweepReport {
+    /// Names of the containers that were removed.
+    pub removed: Vec<String>,
+    /// Those that could not be, with the reason.
+    pub failed: Vec<(String, EngineError)>,
+}
+
+/// A container engine.
+///
+/// Every call is bounded in time by the implementation.
+#[async_trait]
+pub trait ContainerBackend: fmt::Debug + Send + Sync {
+    /// Its name and version in one line, for the log at start.
+    fn describe(&self) -> String;
+
+    /// Makes a container and starts it. When this fails nothing of it is left, except when the engine itself is
+    /// out of reach: the next [`sweep`](Self::sweep) finds that.
+    async fn create(&self, spec: &ContainerSpec) -> Result<Arc<Handle>, CreateError>;
+
+    /// Stops all processes of the container where they are. Idempotent.
+    async fn suspend(&self, container: &Handle) -> Result<(), EngineError>;
+
+    /// Lets them go on. Idempotent.
+    async fn resume(&self, container: &Handle) -> Result<(), EngineError>;
+
+    /// Removes the container, suspended or not, dead or alive. Idempotent.
+    async fn destroy(&self, container: &Handle) -> Result<(), EngineError>;
+
+    /// Whether the engine says that the container was killed for want of memory: asked only when the
+    /// container's control group is already gone.
+    async fn says_oom_killed(&self, container: &Handle) -> Result<bool, EngineError>;
+
+    /// Removes every container that an earlier process with our name prefix left behind, in bounded time.
+    async fn sweep(&self) -> Result<SweepReport, EngineError>;
+}
