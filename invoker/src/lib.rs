@@ -2,6 +2,7 @@
 
 pub mod activation;
 pub mod bus;
+pub mod container;
 pub mod dispatch;
 pub mod errors;
 pub mod feed;

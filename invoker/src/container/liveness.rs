@@ -11,7 +11,6 @@ use nix::unistd::Pid;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// Watches one process; clones watch the same one.
@@ -23,11 +22,12 @@ pub struct Liveness {
 impl Liveness {
     /// Watches the process that has `pid` now. Whether it is the one meant, the caller must check *afterwards*.
     ///
+    /// Must be called within a tokio runtime.
+    ///
     /// # Errors
-    /// When there is no such process, or outside of a tokio runtime.
+    /// When there is no such process.
     pub fn of(pid: Pid) -> io::Result<Self> {
-        let pidfd = sys::pidfd_open(pid)?;
-        Ok(Self { pidfd: Arc::new(AsyncFd::with_interest(pidfd, Interest::READABLE)?) })
+        Ok(Self { pidfd: Arc::new(sys::watched(sys::pidfd_open(pid)?)?) })
     }
 
     /// Whether the process lives at this moment.

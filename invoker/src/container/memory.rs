@@ -25,7 +25,10 @@ impl OomCounter {
         let groups = std::fs::read_to_string(format!("/proc/{init}/cgroup"))?;
         let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
         let path = counter_path(&groups, &mounts).ok_or_else(|| {
-            io::Error::new(io::ErrorKind::NotFound, format!("process {init} has no memory control group mounted here"))
+            io::Error::new(
+                io::ErrorKind::NotFound,
+                format!("process {init} has no memory control group mounted here"),
+            )
         })?;
         Ok(Self { file: Some(File::open(path)?) })
     }
@@ -71,7 +74,8 @@ fn counter_path(groups: &str, mounts: &str) -> Option<PathBuf> {
             version_2 = Some(group);
         }
     }
-    below_mount(mounts, version_2?, |kind, _| kind == "cgroup2").map(|directory| directory.join("memory.events"))
+    below_mount(mounts, version_2?, |kind, _| kind == "cgroup2")
+        .map(|directory| directory.join("memory.events"))
 }
 
 /// The directory of `group` below the mount that `wanted` picks by type and options.
@@ -118,7 +122,10 @@ mod tests {
     #[test]
     fn a_mount_of_a_part_is_followed() {
         let mounts = "30 24 0:27 /docker /cg rw - cgroup2 cgroup2 rw\n";
-        assert_eq!(counter_path("0::/docker/abc\n", mounts).expect("path"), Path::new("/cg/abc/memory.events"));
+        assert_eq!(
+            counter_path("0::/docker/abc\n", mounts).expect("path"),
+            Path::new("/cg/abc/memory.events")
+        );
         assert_eq!(counter_path("0::/elsewhere/abc\n", mounts), None);
     }
 

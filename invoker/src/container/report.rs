@@ -68,7 +68,9 @@ impl QuarantineReason {
         match self {
             Self::Memory(reason) => reason.explain(),
             Self::Files(reason) => reason.explain(),
-            Self::LogChannel => "What the request wrote to the log's pipes could not be separated from what the next one writes.",
+            Self::LogChannel => {
+                "What the request wrote to the log's pipes could not be separated from what the next one writes."
+            }
             Self::NotSettled => "The runtime was still working when the time for its checkpoint was up.",
             Self::NoSnapshot => "The container has no snapshot, so it serves one request only.",
             Self::Warden => "The thread that checkpoints and rewinds the container ended.",
@@ -104,6 +106,14 @@ pub struct Verdict {
 impl Verdict {
     pub(super) fn new(reason: QuarantineReason, detail: impl Into<String>) -> Self {
         Self { reason, detail: detail.into(), source: None }
+    }
+
+    pub(super) fn because(
+        reason: QuarantineReason,
+        detail: impl Into<String>,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self { reason, detail: detail.into(), source: Some(source.into()) }
     }
 }
 

@@ -6,6 +6,8 @@ use nix::errno::Errno;
 use nix::unistd::Pid;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// A descriptor that stands for the process that has `pid` now; it becomes readable when that process ends.
 ///
@@ -14,9 +16,20 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 pub(super) fn pidfd_open(pid: Pid) -> io::Result<OwnedFd> {
     // SAFETY: the call takes two integers, touches no memory of ours, and returns a new descriptor or -1.
     let answer = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
-    let fd = RawFd::try_from(Errno::result(answer)?).map_err(|_| io::Error::other("descriptor out of range"))?;
+    let fd =
+        RawFd::try_from(Errno::result(answer)?).map_err(|_| io::Error::other("descriptor out of range"))?;
     // SAFETY: the kernel has just made this descriptor (close-on-exec) for us, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Watches a descriptor for becoming readable. Must be called within a tokio runtime.
+///
+/// # Errors
+/// When the descriptor cannot be watched.
+pub(super) fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is open, is always the same descriptor, and stays so until the `AsyncFd` drops it.
+    let watched = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
+    Ok(watched?)
 }
 
 /// How many bytes wait in a pipe.

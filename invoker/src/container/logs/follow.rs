@@ -1,0 +1,282 @@
+//! Reads the engine's json-file log of one container, across activations.
+
+use super::super::liveness::Liveness;
+use super::channel::{Barrier, LogChannel};
+use openwhisk_compat::logs::{CollectedLogs, LogCollector, LogDeadlines, LogMode, Progress};
+use openwhisk_compat::size::ByteSize;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+use tokio::time::Instant;
+
+/// Pauses between two looks at a log that has nothing new. Output takes some 0.3 ms from the container into the
+/// file; upstream looks every 5 ms.
+const POLL_FIRST: Duration = Duration::from_millis(1);
+const POLL_MAX: Duration = Duration::from_millis(5);
+
+/// How long to wait for a mark in mode [`LogMode::NoWait`]. Without it what is in the file has to do.
+const MARK_DEADLINE: Duration = Duration::from_millis(250);
+
+/// How much of the file is read at once.
+const CHUNK: usize = 16 * 1024;
+
+/// What to collect for one activation (contract 5.8).
+#[derive(Debug, Clone, Copy)]
+pub struct LogRequest {
+    /// The action's log limit; not 0.
+    pub limit: ByteSize,
+    /// Whether the runtime marks the end.
+    pub mode: LogMode,
+    /// How long to wait for it.
+    pub deadlines: LogDeadlines,
+    /// Whether the activation's response is a developer error.
+    pub developer_error: bool,
+}
+
+/// One container's log, and how far it has been read.
+#[derive(Debug)]
+pub(in crate::container) struct LogFollower {
+    path: PathBuf,
+    file: Option<File>,
+    /// Where the output of the next activation begins, at a line's beginning.
+    offset: u64,
+    /// Bytes read from `offset` on that have not been looked at.
+    ahead: Vec<u8>,
+    /// Set after a rewind: what comes before it is dropped.
+    barrier: Option<Expected>,
+}
+
+/// A token that is to come on both streams.
+#[derive(Debug)]
+struct Expected {
+    barrier: Barrier,
+    /// Whether it was seen on standard output and on standard error.
+    seen: [bool; 2],
+}
+
+impl Expected {
+    const fn new(barrier: Barrier) -> Self {
+        Self { barrier, seen: [false; 2] }
+    }
+}
+
+impl LogFollower {
+    pub(in crate::container) const fn new(path: PathBuf) -> Self {
+        Self { path, file: None, offset: 0, ahead: Vec::new(), barrier: None }
+    }
+
+    /// From now on, drops everything up to and including `barrier`, on each stream.
+    pub(in crate::container) fn expect_barrier(&mut self, barrier: Barrier) {
+        // An older barrier that has not come by yet comes by before this one, and is dropped with the rest.
+        self.barrier = Some(Expected::new(barrier));
+    }
+
+    /// Collects the output of one activation. It takes at most `request.deadlines.total`.
+    pub(in crate::container) async fn collect(
+        &mut self,
+        request: &LogRequest,
+        channel: Option<&LogChannel>,
+        liveness: &Liveness,
+    ) -> CollectedLogs {
+        let mut collector = LogCollector::new(request.limit, request.mode);
+        let result = match request.mode {
+            LogMode::Wait => self.wait_for_end(&mut collector, request, liveness).await,
+            LogMode::NoWait => self.take_what_is_there(&mut collector, request, channel, liveness).await,
+        };
+        if let Err(error) = result {
+            tracing::warn!(path = %self.path.display(), %error, "cannot read a container's log");
+            collector.time_out();
+        }
+        collector.finish(SystemTime::now(), request.developer_error)
+    }
+
+    async fn wait_for_end(
+        &mut self,
+        collector: &mut LogCollector,
+        request: &LogRequest,
+        liveness: &Liveness,
+    ) -> io::Result<()> {
+        let end = Instant::now() + request.deadlines.total;
+        let mut idle_end = Instant::now() + request.deadlines.idle;
+        let mut pause = POLL_FIRST;
+        // After the container's death the engine still writes what is in the pipes; one more idle time is enough
+        // for that, as for everything else.
+        let mut was_alive = true;
+        loop {
+            if self.advance(collector, request, None)? == Progress::Done {
+                return Ok(());
+            }
+            let now = Instant::now();
+            if self.read_more()? {
+                (idle_end, pause) = (now + request.deadlines.idle, POLL_FIRST);
+                if now < end {
+                    continue;
+                }
+            }
+            if now >= end || now >= idle_end {
+                collector.time_out();
+                return Ok(());
+            }
+            if was_alive && !liveness.is_alive() {
+                was_alive = false;
+                idle_end = idle_end.min(now + MARK_DEADLINE);
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(POLL_MAX);
+        }
+    }
+
+    /// Marks both streams and reads up to the marks: what the action wrote before it answered is before them. When
+    /// the container is gone, or the marks do not come, what is in the file is all there is.
+    async fn take_what_is_there(
+        &mut self,
+        collector: &mut LogCollector,
+        request: &LogRequest,
+        channel: Option<&LogChannel>,
+        liveness: &Liveness,
+    ) -> io::Result<()> {
+        let barrier = Barrier::random();
+        let marked = channel.is_some_and(|channel| liveness.is_alive() && channel.mark(&barrier));
+        let mut mark = Expected::new(barrier);
+        let end = Instant::now() + MARK_DEADLINE.min(request.deadlines.total);
+        let mut pause = POLL_FIRST;
+        let mut last_look = false;
+        loop {
+            if self.advance(collector, request, Some(&mut mark))? == Progress::Done || mark.seen == [true; 2]
+            {
+                return Ok(());
+            }
+            if self.read_more()? && !last_look {
+                last_look = Instant::now() >= end;
+                continue;
+            }
+            if last_look {
+                return Ok(());
+            }
+            // A dead container's last words pass through shim and engine too.
+            let patience = if marked { end } else { end - MARK_DEADLINE / 2 };
+            last_look = Instant::now() >= patience;
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(POLL_MAX);
+        }
+    }
+
+    /// Hands whole lines to the collector until it has enough or there are no more.
+    fn advance(
+        &mut self,
+        collector: &mut LogCollector,
+        request: &LogRequest,
+        mut mark: Option<&mut Expected>,
+    ) -> io::Result<Progress> {
+        let mut start = 0;
+        let mut progress = Progress::More;
+        while progress == Progress::More
+            && let Some(length) = self.ahead[start..].iter().position(|b| *b == b'\n')
+        {
+            let line = &self.ahead[start..=start + length];
+            start += line.len();
+            match classify(line, &mut self.barrier, mark.as_deref_mut()) {
+                Line::Output => progress = collector.feed(line),
+                Line::Foreign => {}
+                Line::Rest(rest) => progress = collector.feed(&rest),
+            }
+            if mark.as_ref().is_some_and(|mark| mark.seen == [true; 2]) {
+                break;
+            }
+        }
+        self.ahead.drain(..start);
+        self.offset += start as u64;
+        if progress == Progress::More && self.ahead.len() as u64 > request.limit.bytes() {
+            // A line longer than may be collected: the collector says what that means.
+            progress = collector.feed(&self.ahead);
+        }
+        Ok(progress)
+    }
+
+    /// Reads the next piece of the file, if there is one.
+    fn read_more(&mut self) -> io::Result<bool> {
+        let file = match &self.file {
+            Some(file) => file,
+            None => self.file.insert(File::open(&self.path)?),
+        };
+        let have = self.ahead.len();
+        self.ahead.resize(have + CHUNK, 0);
+        let read = file.read_at(&mut self.ahead[have..], self.offset + have as u64);
+        self.ahead.truncate(have + read.as_ref().copied().unwrap_or(0));
+        match read? {
+            0 => self.follow_rotation(),
+            _ => Ok(true),
+        }
+    }
+
+    /// At the end of the file: when the engine has begun a new one (`max-size`), goes on there.
+    fn follow_rotation(&mut self) -> io::Result<bool> {
+        let (Some(file), Ok(now)) = (&self.file, std::fs::metadata(&self.path)) else { return Ok(false) };
+        let open = file.metadata()?;
+        if (open.dev(), open.ino()) == (now.dev(), now.ino()) {
+            return Ok(false);
+        }
+        // The old file has been read to its end, and a line is never split over two.
+        self.file = Some(File::open(&self.path)?);
+        self.offset = 0;
+        self.ahead.clear();
+        Ok(true)
+    }
+}
+
+enum Line {
+    /// Of this activation.
+    Output,
+    /// Of an earlier one, or ours.
+    Foreign,
+    /// Of this activation, with our mark taken off.
+    Rest(Vec<u8>),
+}
+
+fn classify(line: &[u8], barrier: &mut Option<Expected>, mark: Option<&mut Expected>) -> Line {
+    if let Some(expected) = barrier {
+        let stream = stream_of(line);
+        if find(line, expected.barrier.token()).is_some() {
+            expected.seen[stream] = true;
+            if expected.seen == [true; 2] {
+                *barrier = None;
+            }
+            return Line::Foreign;
+        }
+        if !expected.seen[stream] {
+            return Line::Foreign;
+        }
+    }
+    if let Some(mark) = mark {
+        let token = mark.barrier.token();
+        if let Some(at) = find(line, token) {
+            let rest = [&line[..at], &line[at + token.len()..]].concat();
+            mark.seen[stream_of(line)] = true;
+            return if rest.starts_with(br#"{"log":"\n""#) { Line::Foreign } else { Line::Rest(rest) };
+        }
+    }
+    Line::Output
+}
+
+/// 0 for standard output, 1 for standard error. What is looked for cannot be in the text, where a quotation mark
+/// has a backslash before it.
+fn stream_of(line: &[u8]) -> usize {
+    const STDERR: &[u8] = br#","stream":"stderr","#;
+    usize::from(find(line, STDERR).is_some())
+}
+
+fn find(text: &[u8], what: &[u8]) -> Option<usize> {
+    text.windows(what.len()).position(|window| window == what)
+}
+
+/// Where the engine keeps the log of a container: the path it names, or, when that is not readable from here,
+/// below the working directory, as upstream's deployments mount it.
+pub(in crate::container) fn log_path(named: Option<&Path>, engine_id: &str) -> PathBuf {
+    let mounted = || PathBuf::from(format!("containers/{engine_id}/{engine_id}-json.log"));
+    match named {
+        Some(path) if File::open(path).is_ok() => path.to_owned(),
+        _ => mounted(),
+    }
+}

@@ -1,0 +1,243 @@
+//! The thread that checkpoints and rewinds one container.
+//!
+//! Tracing ties a traced process to the thread that attached to it, and the work blocks; so each container has a
+//! thread of its own, which owns the snapshot and the sealed files and does one order at a time.
+//!
+//! ```text
+//!   Warden (async) --order--> thread: checkpoint | rewind --answer--> Warden
+//! ```
+//!
+//! How many of them work at once is bounded: rewinds compete with requests for processors.
+
+use super::logs::{Barrier, LogChannel};
+use super::report::{CheckpointReport, QuarantineReason, RewindReport, Verdict};
+use fs_overlay::{FilesQuarantine, FilesReport, OverlayRoot, SealReport, Sealed};
+use nix::unistd::Pid;
+use snapshot::{CheckpointError, Snapshot, Target};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+use tokio::sync::{Semaphore, oneshot};
+
+/// How wardens work.
+#[derive(Debug, Clone)]
+pub struct WardenOptions {
+    /// Processes.
+    pub memory: snapshot::Options,
+    /// Files.
+    pub files: fs_overlay::Options,
+    /// Most checkpoints and rewinds at a time.
+    pub parallel_max: usize,
+}
+
+impl Default for WardenOptions {
+    fn default() -> Self {
+        Self {
+            memory: snapshot::Options::default(),
+            files: fs_overlay::Options::default(),
+            // A rewind is processor work of under a millisecond; more of them than processors only wait for
+            // each other, some more hide the waiting for threads to stop.
+            parallel_max: 2 * std::thread::available_parallelism().map_or(2, usize::from),
+        }
+    }
+}
+
+/// Makes the wardens of one invoker.
+#[derive(Debug, Clone)]
+pub(super) struct Wardens {
+    options: Arc<WardenOptions>,
+    places: Arc<Semaphore>,
+}
+
+impl Wardens {
+    pub(super) fn new(options: WardenOptions) -> Self {
+        let places = Arc::new(Semaphore::new(options.parallel_max.clamp(1, Semaphore::MAX_PERMITS)));
+        Self { options: Arc::new(options), places }
+    }
+}
+
+/// Why there is no checkpoint, and what has become of the container.
+#[derive(Debug)]
+pub(super) enum NoCheckpoint {
+    /// It runs on unharmed.
+    Unharmed(Verdict),
+    /// It is dead or dying.
+    Broken(Verdict),
+}
+
+enum Order {
+    Checkpoint(oneshot::Sender<Result<CheckpointReport, NoCheckpoint>>),
+    Rewind(Option<Barrier>, oneshot::Sender<Result<RewindReport, Verdict>>),
+}
+
+/// The async end of a warden. Dropping it ends the thread, which forgets the snapshot.
+#[derive(Debug)]
+pub(super) struct Warden {
+    orders: mpsc::SyncSender<Order>,
+    places: Arc<Semaphore>,
+}
+
+impl Warden {
+    /// Starts the thread for a container and takes the checkpoint.
+    pub(super) async fn checkpoint(
+        wardens: &Wardens,
+        name: &str,
+        init: Pid,
+        channel: LogChannel,
+    ) -> Result<(Self, CheckpointReport), NoCheckpoint> {
+        let options = Arc::clone(&wardens.options);
+        // One order at a time: the types above give no second before the first is answered.
+        let (orders, inbox) = mpsc::sync_channel(1);
+        let worker = Worker { options, init, channel, recorded: None };
+        std::thread::Builder::new()
+            .name(format!("warden-{name}"))
+            .spawn(move || worker.work(&inbox))
+            .map_err(|error| NoCheckpoint::Unharmed(warden_gone(&error)))?;
+        let warden = Self { orders, places: Arc::clone(&wardens.places) };
+        let (answer, waiting) = warden.order(Order::Checkpoint).await.map_err(NoCheckpoint::Unharmed)?;
+        answer.map(|report| (warden, CheckpointReport { waiting, ..report }))
+    }
+
+    /// Puts the container back. After an error it must be destroyed.
+    pub(super) async fn rewind(&self, barrier: Option<Barrier>) -> Result<RewindReport, Verdict> {
+        let (answer, waiting) = self.order(|answer| Order::Rewind(barrier, answer)).await?;
+        answer.map(|report| RewindReport { waiting, ..report })
+    }
+
+    /// Gives an order and waits for its answer, and says how long it waited for a place.
+    async fn order<T>(
+        &self,
+        order: impl FnOnce(oneshot::Sender<T>) -> Order,
+    ) -> Result<(T, Duration), Verdict> {
+        let started = Instant::now();
+        let _place = self.places.acquire().await.map_err(|error| warden_gone(&error))?;
+        let waiting = started.elapsed();
+        let (answer, answered) = oneshot::channel();
+        self.orders.try_send(order(answer)).map_err(|error| warden_gone(&error))?;
+        let answer = answered.await.map_err(|error| warden_gone(&error))?;
+        Ok((answer, waiting))
+    }
+}
+
+fn warden_gone(why: &dyn std::fmt::Display) -> Verdict {
+    Verdict::new(QuarantineReason::Warden, why.to_string())
+}
+
+struct Worker {
+    options: Arc<WardenOptions>,
+    init: Pid,
+    channel: LogChannel,
+    recorded: Option<(Snapshot, Sealed)>,
+}
+
+impl Worker {
+    fn work(mut self, inbox: &mpsc::Receiver<Order>) {
+        while let Ok(order) = inbox.recv() {
+            // A panic in the middle of a checkpoint or rewind leaves nobody knows what: the answer's sender is
+            // dropped with it, which quarantines the container, and the thread ends.
+            let done = catch_unwind(AssertUnwindSafe(|| match order {
+                Order::Checkpoint(answer) => {
+                    let _ = answer.send(self.checkpoint());
+                }
+                Order::Rewind(barrier, answer) => {
+                    let _ = answer.send(self.rewind(barrier.as_ref()));
+                }
+            }));
+            if done.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn checkpoint(&mut self) -> Result<CheckpointReport, NoCheckpoint> {
+        let started = Instant::now();
+        let target = Target::from_init(self.init).map_err(|error| {
+            let reason = QuarantineReason::Memory(snapshot::Reason::Unreadable);
+            NoCheckpoint::Unharmed(Verdict::because(reason, "finding the processes", error))
+        })?;
+        // What `/init` printed must not wait in the pipes and come out again after each rewind.
+        self.channel.clear(None).map_err(|error| NoCheckpoint::Unharmed(uncleared(error)))?;
+        let mut sealed: Option<(Sealed, SealReport)> = None;
+        let mut seal = || {
+            let root = OverlayRoot::discover_in(self.init, &self.options.files.relative_to)?;
+            sealed = Some(fs_overlay::seal(root, &self.options.files)?);
+            Ok(())
+        };
+        let (memory, report) =
+            snapshot::checkpoint(&target, &self.options.memory, &mut seal).map_err(no_checkpoint)?;
+        let Some((sealed, files)) = sealed else {
+            let reason = QuarantineReason::Files(fs_overlay::FilesReason::NotRestored);
+            return Err(NoCheckpoint::Broken(Verdict::new(reason, "the files were not sealed")));
+        };
+        self.recorded = Some((memory, sealed));
+        Ok(CheckpointReport { waiting: Duration::ZERO, total: started.elapsed(), memory: report, files })
+    }
+
+    fn rewind(&mut self, barrier: Option<&Barrier>) -> Result<RewindReport, Verdict> {
+        let started = Instant::now();
+        // Taken out: after an error there is nothing to rewind to.
+        let Some((mut memory, mut sealed)) = self.recorded.take() else {
+            return Err(Verdict::new(QuarantineReason::NoSnapshot, "rewind without a checkpoint"));
+        };
+        let mut files = FilesReport::default();
+        let mut found = None;
+        let mut undo = || match sealed.rewind() {
+            Ok(report) => {
+                files = report;
+                Ok(())
+            }
+            Err(quarantine) => {
+                let error = quarantine.to_string();
+                found = Some(quarantine);
+                Err(error.into())
+            }
+        };
+        let rewound = memory.rewind(&mut undo);
+        let report = match (rewound, found) {
+            (_, Some(quarantine)) => return Err(files_verdict(quarantine)),
+            (Err(quarantine), None) => return Err(quarantine.into()),
+            (Ok(report), None) => report,
+        };
+        let before_logs = Instant::now();
+        self.channel.clear(barrier).map_err(uncleared)?;
+        self.recorded = Some((memory, sealed));
+        Ok(RewindReport {
+            waiting: Duration::ZERO,
+            total: started.elapsed(),
+            memory: report,
+            files,
+            logs: before_logs.elapsed(),
+        })
+    }
+}
+
+fn no_checkpoint(error: CheckpointError) -> NoCheckpoint {
+    match error {
+        CheckpointError::NotSettled { .. } => {
+            NoCheckpoint::Unharmed(Verdict::new(QuarantineReason::NotSettled, error.to_string()))
+        }
+        CheckpointError::Refused(found) => NoCheckpoint::Unharmed(found.into()),
+        CheckpointError::Files(source) => NoCheckpoint::Unharmed(Verdict {
+            reason: QuarantineReason::Memory(snapshot::Reason::Files),
+            detail: "sealing the files".to_owned(),
+            source: Some(source),
+        }),
+        CheckpointError::Broken(found) => NoCheckpoint::Broken(found.into()),
+        // A kind that did not exist when this was written: nothing is known about the container.
+        other => NoCheckpoint::Broken(Verdict::because(
+            QuarantineReason::Memory(snapshot::Reason::Kernel),
+            "taking the checkpoint",
+            other,
+        )),
+    }
+}
+
+fn files_verdict(found: FilesQuarantine) -> Verdict {
+    let detail = format!("{} at {}", found.detail, fs_overlay::shown(&found.path));
+    Verdict { reason: QuarantineReason::Files(found.reason), detail, source: found.source.map(Into::into) }
+}
+
+fn uncleared(error: io::Error) -> Verdict {
+    Verdict::because(QuarantineReason::LogChannel, "clearing the pipes to the log", error)
+}
