@@ -15,6 +15,7 @@
 //! - [`store`]: the CouchDB client;
 //! - [`size`], [`duration`]: the two units everybody writes differently.
 
+pub mod config;
 pub mod duration;
 pub mod entity;
 pub mod limits;
