@@ -188,6 +188,11 @@ pub(crate) fn reopen(object: impl AsFd, flags: OFlags) -> io::Result<File> {
 
 /// The names in a directory, without `.` and `..`. Does not move the directory's access time.
 pub(crate) fn names(directory: impl AsFd) -> io::Result<Vec<OsString>> {
+    Ok(names_within(directory, u64::MAX)?.unwrap_or_default())
+}
+
+/// [`names`], or nothing when there are more than `names_max`.
+pub(crate) fn names_within(directory: impl AsFd, names_max: u64) -> io::Result<Option<Vec<OsString>>> {
     let file = reopen(directory, OFlags::RDONLY | OFlags::DIRECTORY)?;
     let mut buffer = [MaybeUninit::<u8>::uninit(); 16 * 1024];
     let mut entries = RawDir::new(&file, &mut buffer);
@@ -196,10 +201,13 @@ pub(crate) fn names(directory: impl AsFd) -> io::Result<Vec<OsString>> {
         let entry = entry?;
         let name = entry.file_name().to_bytes();
         if name != b"." && name != b".." {
+            if names.len() as u64 >= names_max {
+                return Ok(None);
+            }
             names.push(OsString::from_vec(name.to_vec()));
         }
     }
-    Ok(names)
+    Ok(Some(names))
 }
 
 /// Where a symbolic link points.
@@ -271,4 +279,9 @@ fn attribute(path: &str, name: &OsStr) -> io::Result<Option<Vec<u8>>> {
         Err(Errno::NODATA | Errno::NOTSUP) => Ok(None),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Another descriptor for the same entry.
+pub(crate) fn reference(object: impl AsFd) -> io::Result<OwnedFd> {
+    object.as_fd().try_clone_to_owned()
 }

@@ -35,45 +35,21 @@
 #![forbid(unsafe_code)]
 
 mod at;
+mod contents;
+mod examine;
+mod held;
+mod lower;
+mod manifest;
 mod mounts;
 mod options;
 mod report;
 mod root;
+mod seal;
+mod undo;
+mod work;
 
 pub use mounts::MountinfoError;
 pub use options::Options;
 pub use report::{Change, ChangeKind, Changes, FilesQuarantine, FilesReason, FilesReport, SealReport, shown};
 pub use root::{DiscoverError, OverlayRoot};
-
-/// The files could not be sealed: the checkpoint must be refused.
-#[derive(Debug, thiserror::Error)]
-pub enum SealError {
-    /// Not built yet.
-    #[error("not built yet")]
-    NotBuilt,
-}
-
-/// A sealed container: what its files were, and the means to put them back.
-#[derive(Debug)]
-pub struct Sealed {
-    _root: OverlayRoot,
-}
-
-/// Seals the files of a container. The whole container must be frozen.
-pub fn seal(root: OverlayRoot, options: &Options) -> Result<(Sealed, SealReport), SealError> {
-    let _ = (root, options);
-    Err(SealError::NotBuilt)
-}
-
-impl Sealed {
-    /// Puts the files back. The whole container must be frozen. After an error the container
-    /// must be destroyed.
-    pub fn rewind(&mut self) -> Result<FilesReport, FilesQuarantine> {
-        Err(FilesQuarantine::new(FilesReason::NotRestored, std::path::Path::new("/"), "not built yet"))
-    }
-
-    /// Looks for changes without undoing anything. The whole container must be frozen.
-    pub fn changes(&mut self) -> Result<Changes, FilesQuarantine> {
-        Err(FilesQuarantine::new(FilesReason::NotRestored, std::path::Path::new("/"), "not built yet"))
-    }
-}
+pub use seal::{SealError, Sealed, seal};

@@ -1,6 +1,5 @@
 //! What a seal and a rewind tell, and why a rewind may be impossible.
 
-use std::ffi::OsString;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -310,8 +309,4 @@ pub fn shown(path: &Path) -> String {
         text.push_str("...");
     }
     text
-}
-
-pub(crate) fn joined(parent: &Path, name: &OsString) -> PathBuf {
-    parent.join(name)
 }

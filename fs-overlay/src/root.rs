@@ -167,7 +167,7 @@ impl OverlayRoot {
     }
 }
 
-fn read_mountinfo(process: &OwnedFd) -> io::Result<Vec<u8>> {
+pub(crate) fn read_mountinfo(process: &OwnedFd) -> io::Result<Vec<u8>> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let mut file = std::fs::File::from(rustix::fs::openat(process, "mountinfo", flags, Mode::empty())?);
     let mut text = Vec::with_capacity(8 * 1024);

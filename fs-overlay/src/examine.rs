@@ -1,0 +1,369 @@
+//! Looking for changes: the statuses of today against the manifest.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use rustix::fs::OFlags;
+
+use crate::at::{self, Kind, Status};
+use crate::contents::{self, Contents, Layout, Store};
+use crate::lower::{LowerDirectory, LowerEntry, is_opaque};
+use crate::manifest::{Body, Node, Source, Touch};
+use crate::report::{FilesQuarantine, FilesReason};
+use crate::work::{Stop, Work};
+
+/// A path below the root of a tree, one name a step. Empty for the root itself.
+pub(crate) type Steps = Vec<OsString>;
+
+/// One writable mount (or one file that is open but has no name any more) and its manifest.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    /// Where the container sees it.
+    pub(crate) at: PathBuf,
+    /// Where entries are looked at: the upper directory, or the mount itself.
+    pub(crate) scan: OwnedFd,
+    /// Where changes are undone: the container's own view.
+    pub(crate) edit: OwnedFd,
+    /// Whether a write through a shared mapping moves the change time here.
+    pub(crate) mapped_writes_tell: bool,
+    /// Image layers below.
+    pub(crate) layers: Vec<OwnedFd>,
+    pub(crate) node: Node,
+}
+
+/// One difference between manifest and tree.
+#[derive(Debug, Clone)]
+pub(crate) struct Delta {
+    pub(crate) path: Steps,
+    pub(crate) what: What,
+}
+
+/// The kinds of difference, with the status found.
+#[derive(Debug, Clone)]
+pub(crate) enum What {
+    /// Not in the manifest.
+    Added(Status),
+    /// In the manifest only.
+    Missing,
+    /// Another entry, or a whiteout, under a name of the manifest.
+    Replaced(Status),
+    /// The same entry, changed.
+    Altered(Status),
+    /// The same entry, unchanged but for its access time.
+    Accessed,
+}
+
+/// Whether a walk looks for changes or checks what was restored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    Examine,
+    Verify,
+}
+
+impl Tree {
+    /// The path the container knows.
+    pub(crate) fn shown(&self, path: &[OsString]) -> PathBuf {
+        let mut whole = self.at.clone();
+        whole.extend(path);
+        whole
+    }
+
+    /// Layers below a directory of this tree, as far as the manifest lets them show through.
+    pub(crate) fn lower_directory(&self, path: &[OsString]) -> Result<Option<LowerDirectory>, Stop> {
+        if self.layers.is_empty() {
+            return Ok(None);
+        }
+        let mut directory = LowerDirectory::root(&self.layers)?;
+        let mut node = Some(&self.node);
+        for name in path {
+            node = node.and_then(|node| node.child(name));
+            if let Some(Node { body: Body::Directory { opaque: true, .. }, .. }) = node {
+                return Ok(None);
+            }
+            match directory.entry(name)? {
+                Some(LowerEntry::Directory(below, _)) => directory = below,
+                _ => return Ok(None),
+            }
+        }
+        Ok(Some(directory))
+    }
+
+    /// What the layers hold at a path, whether it shows through or not.
+    pub(crate) fn lower_file(&self, path: &[OsString]) -> Result<OwnedFd, Stop> {
+        let missing = || Stop::Reason(FilesReason::LowerLayer, "finding a file of the image again");
+        let (name, parents) = path.split_last().ok_or_else(missing)?;
+        let mut directory = LowerDirectory::root(&self.layers)?;
+        for parent in parents {
+            match directory.entry(parent)? {
+                Some(LowerEntry::Directory(below, _)) => directory = below,
+                _ => return Err(missing()),
+            }
+        }
+        match directory.entry(name)? {
+            Some(LowerEntry::Other(object, status)) if status.kind == Kind::Regular => Ok(object),
+            _ => Err(missing()),
+        }
+    }
+
+    /// Gives a file's sealed contents to a function.
+    pub(crate) fn with_contents<T>(
+        &self,
+        source: &Source,
+        path: &[OsString],
+        store: &Store,
+        f: impl FnOnce(Contents<'_>) -> Result<T, Stop>,
+    ) -> Result<T, Stop> {
+        match source {
+            Source::Stored(layout) => f(store.contents(layout)),
+            Source::Lower => {
+                let object = self.lower_file(path)?;
+                let file = at::reopen(&object, OFlags::RDONLY)?;
+                let layout = Layout::of(&file)?;
+                f(Contents { file: &file, layout: &layout })
+            }
+        }
+    }
+
+    /// Every difference between the manifest and the tree. Nothing is changed but the manifest's
+    /// own notes of when an entry was last known to be as recorded.
+    ///
+    /// With [`Purpose::Verify`], entries that were touched are compared in full and recorded anew;
+    /// any difference then is one that could not be undone.
+    pub(crate) fn walk(
+        &mut self,
+        purpose: Purpose,
+        store: &Store,
+        work: &mut Work<'_>,
+    ) -> Result<Vec<Delta>, FilesQuarantine> {
+        let mut walk = Walk { purpose, store, work, path: Vec::new(), found: Vec::new() };
+        // The manifest is taken out for the walk, since the tree's own methods read the layers.
+        let placeholder = Node {
+            status: self.node.status,
+            recorded: self.node.recorded,
+            touched: Touch::No,
+            attributes: Vec::new(),
+            body: Body::Special,
+        };
+        let mut node = std::mem::replace(&mut self.node, placeholder);
+        let result = walk.root(self, &mut node);
+        self.node = node;
+        let path = walk.path;
+        let found = walk.found;
+        result
+            .map(|()| found)
+            .map_err(|stop| stop.at(&self.shown(&path), FilesReason::ExamineFailed, "looking for changes"))
+    }
+}
+
+struct Walk<'w, 'o> {
+    purpose: Purpose,
+    store: &'w Store,
+    work: &'w mut Work<'o>,
+    /// Where the walk stands.
+    path: Steps,
+    found: Vec<Delta>,
+}
+
+impl Walk<'_, '_> {
+    fn root(&mut self, tree: &Tree, node: &mut Node) -> Result<(), Stop> {
+        self.work.examined()?;
+        let status = at::status(&tree.scan)?;
+        let unchanged_names = self.compare(tree, node, &status, tree.scan.as_fd())?;
+        if status.kind == Kind::Directory && matches!(node.body, Body::Directory { .. }) {
+            self.children(tree, node, &tree.scan, unchanged_names)?;
+        }
+        Ok(())
+    }
+
+    fn children(
+        &mut self,
+        tree: &Tree,
+        node: &mut Node,
+        directory: &OwnedFd,
+        unchanged_names: bool,
+    ) -> Result<(), Stop> {
+        self.work.descend(self.path.len())?;
+        let Body::Directory { children, .. } = &mut node.body else { return Ok(()) };
+        if !unchanged_names {
+            // A directory may have been filled without end: names are bounded before they are kept.
+            let names_max = (children.len() as u64).saturating_add(self.work.notes_max());
+            let names = at::names_within(directory, names_max)?
+                .ok_or(Stop::Reason(FilesReason::TooManyChanges, "listing a directory"))?;
+            for name in names {
+                if children.contains_key(&name) {
+                    continue;
+                }
+                self.work.examined()?;
+                if let Some(status) = at::status_at(directory, &name)? {
+                    self.path.push(name);
+                    self.note(What::Added(status))?;
+                    self.path.pop();
+                }
+            }
+        }
+        for (name, child) in children {
+            self.work.examined()?;
+            self.path.push(name.clone());
+            match at::status_at(directory, name)? {
+                None => self.note(What::Missing)?,
+                Some(status) => self.child(tree, child, directory, name, &status)?,
+            }
+            self.path.pop();
+        }
+        Ok(())
+    }
+
+    fn child(
+        &mut self,
+        tree: &Tree,
+        node: &mut Node,
+        directory: &OwnedFd,
+        name: &OsStr,
+        status: &Status,
+    ) -> Result<(), Stop> {
+        if matches!(node.body, Body::Whiteout) || status.is_whiteout() {
+            // Overlay may make one whiteout and link it to many names: its status tells nothing.
+            if matches!(node.body, Body::Whiteout) && status.is_whiteout() {
+                node.touched = Touch::No;
+                return Ok(());
+            }
+            return self.note(What::Replaced(*status));
+        }
+        let other = node.status.kind != status.kind
+            || node.status.device != status.device
+            // What was created again has another inode number, once.
+            || (node.status.inode != status.inode && node.touched != Touch::All);
+        if other {
+            return self.note(What::Replaced(*status));
+        }
+        if node.status.kind == Kind::Directory {
+            let below = at::directory_at(directory, name)?;
+            let unchanged_names = self.compare(tree, node, status, below.as_fd())?;
+            return self.children(tree, node, &below, unchanged_names);
+        }
+        // The entry is opened only if its status leaves a doubt.
+        let doubt = node.touched != Touch::No
+            || node.racy()
+            || self.unseen_writes(tree, node)
+            || self.purpose == Purpose::Verify && !same_status(node, status, false);
+        if doubt {
+            let object = at::name_at(directory, name)?;
+            self.compare(tree, node, status, object.as_fd())?;
+        } else if !same_status(node, status, false) || node.status.changed != status.changed {
+            self.note(What::Altered(*status))?;
+        } else if self.accessed(node, status) {
+            self.note(What::Accessed)?;
+        }
+        Ok(())
+    }
+
+    /// Whether contents can change here without a trace in the status.
+    fn unseen_writes(&self, tree: &Tree, node: &Node) -> bool {
+        !tree.mapped_writes_tell && matches!(node.body, Body::Regular(_)) && node.status.size > 0
+    }
+
+    fn accessed(&self, node: &Node, status: &Status) -> bool {
+        self.work.options.access_times && node.status.accessed != status.accessed
+    }
+
+    /// Compares one entry with its node, of the same kind. Tells whether its names (for a
+    /// directory) are surely those of the manifest.
+    fn compare(
+        &mut self,
+        tree: &Tree,
+        node: &mut Node,
+        status: &Status,
+        object: BorrowedFd<'_>,
+    ) -> Result<bool, Stop> {
+        if node.status.kind != status.kind {
+            self.note(What::Replaced(*status))?;
+            return Ok(false);
+        }
+        let checking = self.purpose == Purpose::Verify && node.touched != Touch::No;
+        let same = same_status(node, status, checking && self.work.options.access_times);
+        let same_change = node.status.changed == status.changed && node.status.inode == status.inode;
+        if !same || !(same_change || checking) {
+            self.note(What::Altered(*status))?;
+            return Ok(false);
+        }
+        let racy = node.racy();
+        if checking || racy || self.unseen_writes(tree, node) {
+            let now = at::coarse_now();
+            // Entries of which only the times were set were found unchanged inside just before.
+            let inside = node.touched != Touch::Times;
+            self.work.report.entries_compared += u64::from(inside);
+            if inside && !self.same_inside(tree, node, object, checking)? {
+                self.note(What::Altered(*status))?;
+                return Ok(false);
+            }
+            node.recorded = now;
+            if checking {
+                node.status.inode = status.inode;
+                node.status.changed = status.changed;
+                node.status.on = status.on;
+                node.status.size = status.size;
+                node.status.links = status.links;
+                node.touched = Touch::No;
+                return Ok(false);
+            }
+        }
+        if self.accessed(node, status) {
+            self.note(What::Accessed)?;
+        }
+        Ok(!racy)
+    }
+
+    /// Attributes, contents, link target.
+    fn same_inside(
+        &mut self,
+        tree: &Tree,
+        node: &mut Node,
+        object: BorrowedFd<'_>,
+        checking: bool,
+    ) -> Result<bool, Stop> {
+        if at::attributes(object)? != node.attributes {
+            return Ok(false);
+        }
+        match &mut node.body {
+            Body::Regular(source) => {
+                let file = at::reopen(object, OFlags::RDONLY)?;
+                let (store, work) = (self.store, &mut *self.work);
+                tree.with_contents(source, &self.path, store, |wanted| contents::same(&file, wanted, work))
+            }
+            Body::Symlink(target) => Ok(at::link_target(object, OsStr::new(""))? == *target),
+            Body::Directory { opaque, .. } => {
+                let now = is_opaque(object)?;
+                // A directory made anew over a deleted one becomes opaque; all that shone through
+                // it was then put into it.
+                let same = *opaque == now || checking;
+                *opaque = now;
+                Ok(same)
+            }
+            Body::Special | Body::Queue | Body::Whiteout => Ok(true),
+        }
+    }
+
+    fn note(&mut self, what: What) -> Result<(), Stop> {
+        if self.found.len() as u64 >= self.work.notes_max() {
+            return Err(Stop::Reason(FilesReason::TooManyChanges, "looking for changes"));
+        }
+        self.found.push(Delta { path: self.path.clone(), what });
+        Ok(())
+    }
+}
+
+/// Whether everything that can be put back is as the manifest says.
+fn same_status(node: &Node, status: &Status, access_time: bool) -> bool {
+    let wanted = &node.status;
+    // A directory's size and link count follow its entries and its history.
+    let directory = wanted.kind == Kind::Directory;
+    wanted.mode == status.mode
+        && wanted.uid == status.uid
+        && wanted.gid == status.gid
+        && wanted.modified == status.modified
+        && wanted.flags == status.flags
+        && (directory || wanted.size == status.size)
+        && (directory || wanted.links == status.links)
+        && (!access_time || wanted.accessed == status.accessed)
+}

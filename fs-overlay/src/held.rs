@@ -1,0 +1,156 @@
+//! Files that a process holds although they have no name any more.
+//!
+//! Two uses. At the seal, regular files that are open but deleted are sealed like those with a
+//! name: a request could leave something in them. After an undo that had to create entries again,
+//! a process that holds the lost original would from then on see another file than the one at the
+//! path: then the container cannot be kept.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+
+use rustix::fs::{Mode, OFlags};
+
+use crate::at::{self, Kind, Status};
+
+/// What the kernel appends to the path of an entry without a name.
+const DELETED: &[u8] = b" (deleted)";
+
+/// Deleted entries held by the processes of a container.
+#[derive(Debug, Default)]
+pub(crate) struct Held {
+    /// By descriptor, working directory or the like: device and inode, with one descriptor for it.
+    pub(crate) open: BTreeMap<((u32, u32), u64), (OwnedFd, Status)>,
+    /// By mapping: the lines' inode number and path.
+    pub(crate) mapped: BTreeMap<Vec<u8>, u64>,
+}
+
+impl Held {
+    /// Looks through all processes that share the mounts of one process.
+    ///
+    /// A process that ends meanwhile is skipped; the container is frozen, so it was none of it.
+    pub(crate) fn look(process: &OwnedFd) -> io::Result<Self> {
+        let mounts = at::link_target(process, OsStr::new("ns/mnt"))?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let all = rustix::fs::open("/proc", flags, Mode::empty())?;
+        let mut held = Self::default();
+        for name in at::names(&all)? {
+            if !name.as_bytes().first().is_some_and(u8::is_ascii_digit) {
+                continue;
+            }
+            let Ok(other) = rustix::fs::openat(&all, &name, flags, Mode::empty()) else { continue };
+            match at::link_target(&other, OsStr::new("ns/mnt")) {
+                Ok(theirs) if theirs == mounts => held.look_at(&other)?,
+                _ => {}
+            }
+        }
+        Ok(held)
+    }
+
+    fn look_at(&mut self, process: &OwnedFd) -> io::Result<()> {
+        for name in ["cwd", "root", "exe"] {
+            self.look_at_link(process, OsStr::new(name));
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let descriptors = rustix::fs::openat(process, "fd", flags, Mode::empty())?;
+        for name in at::names(&descriptors)? {
+            self.look_at_link(&descriptors, &name);
+        }
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let maps = rustix::fs::openat(process, "maps", flags, Mode::empty())?;
+        let mut text = Vec::new();
+        std::fs::File::from(maps).read_to_end(&mut text)?;
+        for line in text.split(|byte| *byte == b'\n').filter(|line| line.ends_with(DELETED)) {
+            if let Some((inode, path)) = mapped_file(line) {
+                self.mapped.insert(path.to_vec(), inode);
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes where a link of /proc leads, if that has no name any more.
+    fn look_at_link(&mut self, directory: &OwnedFd, name: &OsStr) {
+        // A link that cannot be read or followed leads to no file.
+        let Ok(target) = at::link_target(directory, name) else { return };
+        if !target.ends_with(DELETED) {
+            return;
+        }
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let Ok(object) = rustix::fs::openat(directory, name, flags, Mode::empty()) else { return };
+        if let Ok(status) = at::status(&object) {
+            self.open.insert((status.on, status.inode), (object, status));
+        }
+    }
+
+    /// Whether everything held here was held there.
+    pub(crate) fn within(&self, earlier: &Self) -> bool {
+        self.open.keys().all(|key| earlier.open.contains_key(key))
+            && self.mapped.iter().all(|(path, inode)| earlier.mapped.get(path) == Some(inode))
+    }
+
+    /// Regular files held by descriptor.
+    pub(crate) fn files(&self) -> impl Iterator<Item = (&OwnedFd, &Status)> {
+        self.open
+            .values()
+            .filter(|(_, status)| status.kind == Kind::Regular)
+            .map(|(object, status)| (object, status))
+    }
+}
+
+/// Inode number and path of a line of maps, unless it is memory that never had a name in a file
+/// tree.
+fn mapped_file(line: &[u8]) -> Option<(u64, &[u8])> {
+    // address perms offset dev inode path; the path begins at a fixed column and may hold spaces.
+    let mut rest = line;
+    let mut inode = None;
+    for field in 0..5 {
+        let start = rest.iter().position(|byte| *byte != b' ')?;
+        rest = &rest[start..];
+        let end = rest.iter().position(|byte| *byte == b' ')?;
+        if field == 4 {
+            inode = std::str::from_utf8(&rest[..end]).ok()?.parse().ok();
+        }
+        rest = &rest[end..];
+    }
+    let start = rest.iter().position(|byte| *byte != b' ')?;
+    let path = &rest[start..];
+    let nameless = [&b"/memfd:"[..], b"/dev/zero", b"/SYSV", b"/[aio]"];
+    if nameless.iter().any(|prefix| path.starts_with(prefix)) {
+        return None;
+    }
+    inode.map(|inode| (inode, path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn own_process() -> io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(rustix::fs::open("/proc/self", flags, Mode::empty())?)
+    }
+
+    #[test]
+    fn a_mapped_line_gives_inode_and_path() {
+        let line = b"7f00-7f10 r-xp 00000000 00:27 1234                       /a b/lib.so (deleted)";
+        assert_eq!(mapped_file(line), Some((1234, &b"/a b/lib.so (deleted)"[..])));
+        let shared = b"7f00-7f10 rw-s 00000000 00:01 5                          /dev/zero (deleted)";
+        assert_eq!(mapped_file(shared), None);
+        assert_eq!(mapped_file(b"7f00 (deleted)"), None);
+    }
+
+    #[test]
+    fn a_deleted_file_that_is_open_is_found() {
+        let mut file = tempfile::tempfile_in(std::env::temp_dir()).unwrap();
+        file.write_all(b"x").unwrap();
+        // tempfile may use O_TMPFILE, whose path also ends in the mark.
+        let inode = at::status(&file).unwrap().inode;
+        let held = Held::look(&own_process().unwrap()).unwrap();
+        assert!(held.files().any(|(_, status)| status.inode == inode));
+        assert!(!held.within(&Held::default()));
+        assert!(held.within(&held));
+    }
+}

@@ -1,0 +1,276 @@
+//! Sealing a container's files, and the rewind of them.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use rustix::fs::fstatfs;
+
+use crate::at;
+use crate::contents::Store;
+use crate::examine::{Delta, Purpose, Tree, What};
+use crate::held::Held;
+use crate::manifest::{RecordError, Recorder};
+use crate::options::Options;
+use crate::report::{ChangeKind, Changes, FilesQuarantine, FilesReason, FilesReport, SealReport, shown};
+use crate::root::OverlayRoot;
+use crate::undo::Undo;
+use crate::work::Work;
+
+/// Most times renamed entries are looked for anew. A directory renamed inside a renamed directory
+/// needs one more look; whatever is left then is removed and created again.
+const RENAME_ROUNDS_MAX: usize = 4;
+
+/// The files could not be sealed: the checkpoint must be refused.
+#[derive(Debug, thiserror::Error)]
+pub enum SealError {
+    /// The container has more files than a rewind could examine each time.
+    #[error("more than {max} entries to seal")]
+    TooManyEntries {
+        /// The bound.
+        max: u64,
+    },
+    /// The container has more bytes in changed files than the store takes.
+    #[error("more than {max} bytes to seal")]
+    TooManyBytes {
+        /// The bound.
+        max: u64,
+    },
+    /// A directory lies too deep.
+    #[error("{} lies deeper than {max} directories", shown(.path))]
+    TooDeep {
+        /// Where.
+        path: PathBuf,
+        /// The bound.
+        max: usize,
+    },
+    /// An entry of the upper uses an overlay feature that is not followed (metacopy, redirect).
+    #[error("{} is not stored as a plain entry", shown(.path))]
+    Unfollowed {
+        /// Where.
+        path: PathBuf,
+    },
+    /// The store for contents could not be made.
+    #[error("making a store in {directory:?}")]
+    Store {
+        /// Where.
+        directory: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The mounts changed between discovery and seal.
+    #[error("the mounts changed since they were discovered")]
+    MountsChanged,
+    /// A system call failed.
+    #[error("sealing {}", shown(.path))]
+    Io {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// A sealed container: what its files were, and the means to put them back.
+///
+/// It holds descriptors of the container's root and mounts, so it should be dropped when the
+/// container is destroyed.
+#[derive(Debug)]
+pub struct Sealed {
+    process: OwnedFd,
+    mountinfo: Vec<u8>,
+    options: Options,
+    trees: Vec<Tree>,
+    store: Store,
+    /// Deleted entries that were held at the seal.
+    held: Held,
+}
+
+/// Seals the files of a container. The whole container must be frozen.
+pub fn seal(root: OverlayRoot, options: &Options) -> Result<(Sealed, SealReport), SealError> {
+    let started = Instant::now();
+    let whole = |source: io::Error| SealError::Io { path: PathBuf::from("/"), source };
+    if root.read_mountinfo().map_err(whole)? != root.mountinfo {
+        return Err(SealError::MountsChanged);
+    }
+    let mut store = Store::create(&options.store)
+        .map_err(|source| SealError::Store { directory: options.store.clone(), source })?;
+    let held = Held::look(&root.process).map_err(whole)?;
+    let mut recorder = Recorder::new(options, &mut store);
+    let mut trees = Vec::new();
+    let OverlayRoot { process, mountinfo, root, upper, layers, mounts } = root;
+    let at = PathBuf::from("/");
+    trees.push(tree(&mut recorder, at, upper, root, layers, false)?);
+    for mount in mounts {
+        let edit = at::reference(&mount.object).map_err(whole)?;
+        trees.push(tree(&mut recorder, mount.at, mount.object, edit, Vec::new(), mount.queues)?);
+    }
+    for (object, status) in held.files() {
+        let scan = at::reference(object).map_err(whole)?;
+        let edit = at::reference(object).map_err(whole)?;
+        let at = PathBuf::from(format!("/proc/self/fd (deleted, inode {})", status.inode));
+        trees.push(tree(&mut recorder, at, scan, edit, Vec::new(), false)?);
+    }
+    let mut report = recorder.report;
+    report.mounts = trees.len() as u64;
+    report.duration = started.elapsed();
+    let options = options.clone();
+    Ok((Sealed { process, mountinfo, options, trees, store, held }, report))
+}
+
+/// Records one tree.
+fn tree(
+    recorder: &mut Recorder<'_>,
+    at: PathBuf,
+    scan: OwnedFd,
+    edit: OwnedFd,
+    layers: Vec<OwnedFd>,
+    queues: bool,
+) -> Result<Tree, SealError> {
+    let node = recorder.record(&scan, &at, queues).map_err(|error| {
+        let path = recorder.path.clone();
+        let options = recorder.options;
+        match error {
+            RecordError::Io(source) => SealError::Io { path, source },
+            RecordError::TooManyEntries => SealError::TooManyEntries { max: options.sealed_entries_max },
+            RecordError::TooManyBytes => SealError::TooManyBytes { max: options.sealed_bytes_max },
+            RecordError::TooDeep => SealError::TooDeep { path, max: options.depth_max },
+            RecordError::Unfollowed => SealError::Unfollowed { path },
+        }
+    })?;
+    let mapped_writes_tell =
+        mapped_writes_tell(&scan).map_err(|source| SealError::Io { path: at.clone(), source })?;
+    Ok(Tree { at, scan, edit, mapped_writes_tell, layers, node })
+}
+
+/// Whether the file system moves the change time when a page is written through a shared mapping.
+///
+/// ext4, xfs and btrfs do so when a clean page becomes writable (`page_mkwrite`). tmpfs never
+/// does, and of others we do not know.
+fn mapped_writes_tell(object: &OwnedFd) -> io::Result<bool> {
+    const EXT4: i64 = 0xef53;
+    const XFS: i64 = 0x5846_5342;
+    const BTRFS: i64 = 0x9123_683e;
+    Ok([EXT4, XFS, BTRFS].contains(&fstatfs(object)?.f_type))
+}
+
+impl Sealed {
+    /// Puts the files back. The whole container must be frozen, and descriptors that the request
+    /// opened must be closed. After an error the container must be destroyed.
+    pub fn rewind(&mut self) -> Result<FilesReport, FilesQuarantine> {
+        self.check_mounts()?;
+        let options = self.options.clone();
+        let mut work = Work::start(&options);
+        let mut changed = false;
+        let mut identity_lost = false;
+        for tree in &mut self.trees {
+            let started = Instant::now();
+            let mut deltas = tree.walk(Purpose::Examine, &self.store, &mut work)?;
+            work.report.examine += started.elapsed();
+            if deltas.is_empty() {
+                continue;
+            }
+            changed = true;
+            let started = Instant::now();
+            let mut undo = Undo { store: &self.store, work: &mut work, identity_lost: false };
+            for _ in 0..RENAME_ROUNDS_MAX {
+                if undo.rename_back(tree, &deltas)? == 0 {
+                    break;
+                }
+                deltas = tree.walk(Purpose::Examine, &self.store, undo.work)?;
+            }
+            undo.apply(tree, deltas)?;
+            identity_lost |= undo.identity_lost;
+            work.report.undo += started.elapsed();
+        }
+        if changed {
+            let started = Instant::now();
+            self.verify(&mut work)?;
+            if identity_lost {
+                self.check_held()?;
+            }
+            work.report.verify = started.elapsed();
+        }
+        Ok(work.report)
+    }
+
+    /// Looks for changes without undoing anything. The whole container must be frozen.
+    ///
+    /// Contents are not compared: a file that was written to counts as
+    /// [`ChangeKind::Metadata`] unless its size changed.
+    pub fn changes(&mut self) -> Result<Changes, FilesQuarantine> {
+        self.check_mounts()?;
+        let options = self.options.clone();
+        let mut work = Work::start(&options);
+        let mut changes = Changes::default();
+        for tree in &mut self.trees {
+            for Delta { path, what } in tree.walk(Purpose::Examine, &self.store, &mut work)? {
+                let kind = match &what {
+                    What::Added(status) if status.is_whiteout() => ChangeKind::Removed,
+                    What::Added(_) => ChangeKind::Added,
+                    What::Missing => ChangeKind::Removed,
+                    What::Replaced(status) if status.is_whiteout() => ChangeKind::Removed,
+                    What::Replaced(_) => ChangeKind::Replaced,
+                    What::Altered(status) => match tree.node.at(&path) {
+                        Some(node) if node.status.size != status.size => ChangeKind::Contents,
+                        _ => ChangeKind::Metadata,
+                    },
+                    What::Accessed => ChangeKind::AccessTime,
+                };
+                changes.note(kind, &tree.shown(&path), options.report_paths_max);
+            }
+        }
+        Ok(changes)
+    }
+
+    fn check_mounts(&self) -> Result<(), FilesQuarantine> {
+        let whole = Path::new("/");
+        let now = crate::root::read_mountinfo(&self.process).map_err(|error| {
+            FilesQuarantine::failed(FilesReason::ContainerGone, whole, "reading mounts", error)
+        })?;
+        // The table of a process that has ended is empty.
+        if now.is_empty() {
+            let detail = "reading mounts";
+            return Err(FilesQuarantine::new(FilesReason::ContainerGone, whole, detail));
+        }
+        if now != self.mountinfo {
+            let detail = "comparing mounts";
+            return Err(FilesQuarantine::new(FilesReason::MountsChanged, whole, detail));
+        }
+        Ok(())
+    }
+
+    /// Checks everything that was touched against the manifest, and records its new identity.
+    fn verify(&mut self, work: &mut Work<'_>) -> Result<(), FilesQuarantine> {
+        for tree in &mut self.trees {
+            let left = tree.walk(Purpose::Verify, &self.store, work)?;
+            if let Some(delta) = left.iter().find(|delta| !matches!(delta.what, What::Accessed)) {
+                let detail = match &delta.what {
+                    What::Added(_) => "an entry is left over",
+                    What::Missing => "an entry is missing",
+                    What::Replaced(_) => "an entry is another one",
+                    What::Altered(_) => "an entry is not as it was",
+                    What::Accessed => "an access time is not as it was",
+                };
+                let path = tree.shown(&delta.path);
+                return Err(FilesQuarantine::new(FilesReason::NotRestored, &path, detail));
+            }
+        }
+        Ok(())
+    }
+
+    /// Nobody may hold an entry that lost its name in the request.
+    fn check_held(&self) -> Result<(), FilesQuarantine> {
+        let whole = Path::new("/");
+        let held = Held::look(&self.process).map_err(|error| {
+            let detail = "looking for files without a name";
+            FilesQuarantine::failed(FilesReason::ExamineFailed, whole, detail, error)
+        })?;
+        if held.within(&self.held) {
+            return Ok(());
+        }
+        let detail = "looking for files without a name";
+        Err(FilesQuarantine::new(FilesReason::HeldOpen, whole, detail))
+    }
+}
