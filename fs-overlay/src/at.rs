@@ -13,7 +13,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 /// A time of a file: seconds and nanoseconds since 1970.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Time {
     pub(crate) seconds: i64,
     pub(crate) nanoseconds: u32,
@@ -57,6 +57,15 @@ impl Kind {
     }
 }
 
+/// What tells one inode of a file system from all others, also from a later one that was given the
+/// same number, which happens at once on ext4.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Identity {
+    pub(crate) inode: u64,
+    /// Time of birth; zero where the file system does not keep it.
+    pub(crate) born: Time,
+}
+
 /// What `statx` says of one entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Status {
@@ -71,7 +80,7 @@ pub(crate) struct Status {
     pub(crate) device: (u32, u32),
     /// Device the entry lies on: major, minor.
     pub(crate) on: (u32, u32),
-    pub(crate) inode: u64,
+    pub(crate) identity: Identity,
     pub(crate) accessed: Time,
     pub(crate) modified: Time,
     pub(crate) changed: Time,
@@ -110,7 +119,7 @@ impl Status {
             links: raw.stx_nlink,
             device: (raw.stx_rdev_major, raw.stx_rdev_minor),
             on: (raw.stx_dev_major, raw.stx_dev_minor),
-            inode: raw.stx_ino,
+            identity: Identity { inode: raw.stx_ino, born: raw.stx_btime.into() },
             accessed: raw.stx_atime.into(),
             modified: raw.stx_mtime.into(),
             changed: raw.stx_ctime.into(),
@@ -131,7 +140,7 @@ fn statx(at: BorrowedFd<'_>, name: &OsStr, flags: AtFlags) -> rustix::io::Result
         at,
         name,
         flags | AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT,
-        StatxFlags::BASIC_STATS | StatxFlags::MNT_ID,
+        StatxFlags::BASIC_STATS | StatxFlags::BTIME | StatxFlags::MNT_ID,
     )
 }
 

@@ -90,19 +90,26 @@ impl Tree {
     }
 
     /// What the layers hold at a path, whether it shows through or not.
-    pub(crate) fn lower_file(&self, path: &[OsString]) -> Result<OwnedFd, Stop> {
-        let missing = || Stop::Reason(FilesReason::LowerLayer, "finding a file of the image again");
-        let (name, parents) = path.split_last().ok_or_else(missing)?;
+    fn lower_entry(&self, path: &[OsString]) -> Result<Option<LowerEntry>, Stop> {
+        let Some((name, parents)) = path.split_last() else { return Ok(None) };
         let mut directory = LowerDirectory::root(&self.layers)?;
         for parent in parents {
             match directory.entry(parent)? {
                 Some(LowerEntry::Directory(below, _)) => directory = below,
-                _ => return Err(missing()),
+                _ => return Ok(None),
             }
         }
-        match directory.entry(name)? {
+        directory.entry(name)
+    }
+
+    fn has_lower_directory(&self, path: &[OsString]) -> Result<bool, Stop> {
+        Ok(matches!(self.lower_entry(path)?, Some(LowerEntry::Directory(..))))
+    }
+
+    fn lower_file(&self, path: &[OsString]) -> Result<OwnedFd, Stop> {
+        match self.lower_entry(path)? {
             Some(LowerEntry::Other(object, status)) if status.kind == Kind::Regular => Ok(object),
-            _ => Err(missing()),
+            _ => Err(Stop::Reason(FilesReason::LowerLayer, "finding a file of the image again")),
         }
     }
 
@@ -136,7 +143,7 @@ impl Tree {
         store: &Store,
         work: &mut Work<'_>,
     ) -> Result<Vec<Delta>, FilesQuarantine> {
-        let mut walk = Walk { purpose, store, work, path: Vec::new(), found: Vec::new() };
+        let mut walk = Walk { purpose, store, work, path: Vec::new(), hiding: 0, found: Vec::new() };
         // The manifest is taken out for the walk, since the tree's own methods read the layers.
         let placeholder = Node {
             status: self.node.status,
@@ -162,6 +169,8 @@ struct Walk<'w, 'o> {
     work: &'w mut Work<'o>,
     /// Where the walk stands.
     path: Steps,
+    /// How many of the directories above hide the layers.
+    hiding: usize,
     found: Vec<Delta>,
 }
 
@@ -184,7 +193,8 @@ impl Walk<'_, '_> {
         unchanged_names: bool,
     ) -> Result<(), Stop> {
         self.work.descend(self.path.len())?;
-        let Body::Directory { children, .. } = &mut node.body else { return Ok(()) };
+        let Body::Directory { children, opaque } = &mut node.body else { return Ok(()) };
+        self.hiding += usize::from(*opaque);
         if !unchanged_names {
             // A directory may have been filled without end: names are bounded before they are kept.
             let names_max = (children.len() as u64).saturating_add(self.work.notes_max());
@@ -211,6 +221,7 @@ impl Walk<'_, '_> {
             }
             self.path.pop();
         }
+        self.hiding -= usize::from(*opaque);
         Ok(())
     }
 
@@ -233,7 +244,7 @@ impl Walk<'_, '_> {
         let other = node.status.kind != status.kind
             || node.status.device != status.device
             // What was created again has another inode number, once.
-            || (node.status.inode != status.inode && node.touched != Touch::All);
+            || (node.status.identity != status.identity && node.touched != Touch::All);
         if other {
             return self.note(What::Replaced(*status));
         }
@@ -282,7 +293,7 @@ impl Walk<'_, '_> {
         }
         let checking = self.purpose == Purpose::Verify && node.touched != Touch::No;
         let same = same_status(node, status, checking && self.work.options.access_times);
-        let same_change = node.status.changed == status.changed && node.status.inode == status.inode;
+        let same_change = node.status.changed == status.changed && node.status.identity == status.identity;
         if !same || !(same_change || checking) {
             self.note(What::Altered(*status))?;
             return Ok(false);
@@ -299,7 +310,7 @@ impl Walk<'_, '_> {
             }
             node.recorded = now;
             if checking {
-                node.status.inode = status.inode;
+                node.status.identity = status.identity;
                 node.status.changed = status.changed;
                 node.status.on = status.on;
                 node.status.size = status.size;
@@ -331,14 +342,22 @@ impl Walk<'_, '_> {
                 let (store, work) = (self.store, &mut *self.work);
                 tree.with_contents(source, &self.path, store, |wanted| contents::same(&file, wanted, work))
             }
-            Body::Symlink(target) => Ok(at::link_target(object, OsStr::new(""))? == *target),
+            // The same link always points to the same target, and one made anew was given it.
+            // Reading it would move its access time.
+            Body::Symlink(_) => Ok(true),
             Body::Directory { opaque, .. } => {
                 let now = is_opaque(object)?;
-                // A directory made anew over a deleted one becomes opaque; all that shone through
-                // it was then put into it.
-                let same = *opaque == now || checking;
-                *opaque = now;
-                Ok(same)
+                if *opaque == now {
+                    return Ok(true);
+                }
+                // Making a directory anew may have changed the mark. No matter if there is nothing
+                // below to hide, or a directory above hides it anyway.
+                let hidden = self.hiding > 0 || !tree.has_lower_directory(&self.path)?;
+                let harmless = checking && hidden;
+                if harmless {
+                    *opaque = now;
+                }
+                Ok(harmless)
             }
             Body::Special | Body::Queue | Body::Whiteout => Ok(true),
         }

@@ -13,7 +13,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use rustix::fs::{Mode, OFlags};
 
-use crate::at::{self, Kind, Status};
+use crate::at::{self, Identity, Kind, Status};
 
 /// What the kernel appends to the path of an entry without a name.
 const DELETED: &[u8] = b" (deleted)";
@@ -22,7 +22,7 @@ const DELETED: &[u8] = b" (deleted)";
 #[derive(Debug, Default)]
 pub(crate) struct Held {
     /// By descriptor, working directory or the like: device and inode, with one descriptor for it.
-    pub(crate) open: BTreeMap<((u32, u32), u64), (OwnedFd, Status)>,
+    pub(crate) open: BTreeMap<((u32, u32), Identity), (OwnedFd, Status)>,
     /// By mapping: the lines' inode number and path.
     pub(crate) mapped: BTreeMap<Vec<u8>, u64>,
 }
@@ -80,7 +80,7 @@ impl Held {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         let Ok(object) = rustix::fs::openat(directory, name, flags, Mode::empty()) else { return };
         if let Ok(status) = at::status(&object) {
-            self.open.insert((status.on, status.inode), (object, status));
+            self.open.insert((status.on, status.identity), (object, status));
         }
     }
 
@@ -147,9 +147,9 @@ mod tests {
         let mut file = tempfile::tempfile_in(std::env::temp_dir()).unwrap();
         file.write_all(b"x").unwrap();
         // tempfile may use O_TMPFILE, whose path also ends in the mark.
-        let inode = at::status(&file).unwrap().inode;
+        let identity = at::status(&file).unwrap().identity;
         let held = Held::look(&own_process().unwrap()).unwrap();
-        assert!(held.files().any(|(_, status)| status.inode == inode));
+        assert!(held.files().any(|(_, status)| status.identity == identity));
         assert!(!held.within(&Held::default()));
         assert!(held.within(&held));
     }

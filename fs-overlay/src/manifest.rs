@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use rustix::fs::OFlags;
 
-use crate::at::{self, Kind, Status, Time};
+use crate::at::{self, Identity, Kind, Status, Time};
 use crate::contents::{Layout, Store};
 use crate::lower::{self, LowerEntry};
 use crate::options::Options;
@@ -153,7 +153,7 @@ pub(crate) struct Recorder<'a> {
     pub(crate) store: &'a mut Store,
     pub(crate) report: SealReport,
     /// Contents already copied, by device and inode, for files with several links.
-    copied: HashMap<((u32, u32), u64), Arc<Layout>>,
+    copied: HashMap<((u32, u32), Identity), Arc<Layout>>,
     /// Where recording stands, for the error.
     pub(crate) path: PathBuf,
 }
@@ -223,7 +223,7 @@ impl<'a> Recorder<'a> {
     }
 
     fn contents(&mut self, object: &OwnedFd, status: &Status) -> Result<Arc<Layout>, RecordError> {
-        let key = (status.on, status.inode);
+        let key = (status.on, status.identity);
         if let Some(layout) = self.copied.get(&key) {
             return Ok(Arc::clone(layout));
         }

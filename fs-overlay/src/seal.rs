@@ -109,7 +109,7 @@ pub fn seal(root: OverlayRoot, options: &Options) -> Result<(Sealed, SealReport)
     for (object, status) in held.files() {
         let scan = at::reference(object).map_err(whole)?;
         let edit = at::reference(object).map_err(whole)?;
-        let at = PathBuf::from(format!("/proc/self/fd (deleted, inode {})", status.inode));
+        let at = PathBuf::from(format!("/proc/self/fd (deleted, inode {})", status.identity.inode));
         trees.push(tree(&mut recorder, at, scan, edit, Vec::new(), false)?);
     }
     let mut report = recorder.report;

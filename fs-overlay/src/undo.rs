@@ -14,7 +14,7 @@ use std::os::unix::ffi::OsStrExt;
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
-use crate::at::{self, Kind, Status};
+use crate::at::{self, Identity, Kind, Status};
 use crate::contents::{self, Store};
 use crate::examine::{Delta, Steps, Tree, What};
 use crate::lower::{LowerDirectory, LowerEntry, is_opaque};
@@ -50,14 +50,14 @@ impl Undo<'_, '_> {
     /// Puts entries that were renamed back to their names. Gives how many; the tree must then be
     /// examined again.
     pub(crate) fn rename_back(&mut self, tree: &Tree, deltas: &[Delta]) -> Result<u64, FilesQuarantine> {
-        // Inode numbers the manifest misses, and where their names were.
-        let mut missed: HashMap<u64, &Steps> = HashMap::new();
+        // Entries the manifest misses, and where their names were.
+        let mut missed: HashMap<Identity, &Steps> = HashMap::new();
         for delta in deltas {
             if matches!(delta.what, What::Missing | What::Replaced(_))
                 && let Some(node) = tree.node.at(&delta.path)
                 && !matches!(node.body, Body::Whiteout)
             {
-                missed.insert(node.status.inode, &delta.path);
+                missed.insert(node.status.identity, &delta.path);
             }
         }
         if missed.is_empty() {
@@ -77,7 +77,7 @@ impl Undo<'_, '_> {
     fn rename_from(
         &mut self,
         tree: &Tree,
-        missed: &HashMap<u64, &Steps>,
+        missed: &HashMap<Identity, &Steps>,
         from: &Steps,
         status: &Status,
         renamed: &mut u64,
@@ -86,7 +86,7 @@ impl Undo<'_, '_> {
         if status.is_whiteout() {
             return Ok(());
         }
-        if let Some(to) = missed.get(&status.inode)
+        if let Some(to) = missed.get(&status.identity)
             && tree.node.at(to).is_some_and(|node| node.status.kind == status.kind)
         {
             if self.rename(tree, from, to)? {
@@ -131,10 +131,9 @@ impl Undo<'_, '_> {
             Some(there) => {
                 // Two sealed entries that changed places. Anything else in the way is left to the
                 // removal, and the entry is created again.
-                let swapped = tree
-                    .node
-                    .at(from)
-                    .is_some_and(|node| node.status.inode == there.inode && node.status.kind == there.kind);
+                let swapped = tree.node.at(from).is_some_and(|node| {
+                    node.status.identity == there.identity && node.status.kind == there.kind
+                });
                 if !swapped {
                     return self.rename_over(&from_directory, from_name, &to_directory, to_name, &there);
                 }
@@ -290,7 +289,7 @@ impl Undo<'_, '_> {
             self.identity_lost |= !origin;
         }
         if copied_up {
-            node.status.inode = status.inode;
+            node.status.identity = status.identity;
             insert(tree, &path, node)?;
             if status.kind == Kind::Directory {
                 plan.directories.insert(path.clone());
@@ -406,26 +405,30 @@ impl Undo<'_, '_> {
             Body::Directory { children, opaque } => {
                 rustix::fs::mkdirat(directory, &name, private | Mode::XUSR)?;
                 let made = at::directory_at(directory, &name)?;
-                if let Some(lower) = below {
-                    // If it hid the layers, so does the new one.
-                    if !*opaque {
-                        // The new directory hides the layers: what shone through is put into it.
-                        for (name, entry) in lower.entries()? {
-                            let Entry::Vacant(place) = children.entry(name) else { continue };
-                            let mut child = Node::of_lower(&entry)?;
-                            if let LowerEntry::Directory(below, _) = &entry {
-                                self.fill(&mut child, below, path.len())?;
-                            }
-                            place.insert(child);
+                // If it hid the layers, so does the new one.
+                let below = below.filter(|_| !*opaque);
+                if let Some(lower) = &below {
+                    // The new directory hides the layers: what shone through is put into it.
+                    for (name, entry) in lower.entries()? {
+                        let Entry::Vacant(place) = children.entry(name) else { continue };
+                        let mut child = Node::of_lower(&entry)?;
+                        if let LowerEntry::Directory(below, _) = &entry {
+                            self.fill(&mut child, below, path.len())?;
                         }
-                        *opaque = true;
+                        place.insert(child);
                     }
+                    *opaque = true;
                 }
                 // Marks hide nothing in a directory that hides all.
                 children.retain(|_, child| !matches!(child.body, Body::Whiteout));
                 for (name, child) in children.iter_mut() {
+                    // Directories in it that merged with the layers must be filled likewise.
+                    let below = match below.as_ref().map(|lower| lower.entry(name)).transpose()? {
+                        Some(Some(LowerEntry::Directory(below, _))) => Some(below),
+                        _ => None,
+                    };
                     path.push(name.clone());
-                    self.create(tree, &made, child, None, path)?;
+                    self.create(tree, &made, child, below, path)?;
                     path.pop();
                 }
             }
@@ -455,7 +458,12 @@ impl Undo<'_, '_> {
             Body::Whiteout => {}
         }
         let object = at::name_at(directory, &name)?;
-        node.status.inode = at::status(&object)?.inode;
+        if node.status.links > 1
+            && let Some(scanned) = open_entry(&tree.scan, path)?
+        {
+            // Further names of the file are linked to this one.
+            node.status.identity = at::status(&scanned)?.identity;
+        }
         correct_status(&object, node)?;
         Ok(())
     }
@@ -545,14 +553,14 @@ fn link_again(
         let Some(scanned) = open_entry(&tree.scan, other)? else { continue };
         let status = at::status(&scanned)?;
         if status.kind != Kind::Regular
-            || status.inode != known.status.inode
+            || status.identity != known.status.identity
             || at::status(&found)?.kind != Kind::Regular
         {
             continue;
         }
         let Some(other_directory) = open_directory(&tree.edit, other_parent)? else { continue };
         rustix::fs::linkat(&other_directory, other_name, directory, name, AtFlags::empty())?;
-        node.status.inode = status.inode;
+        node.status.identity = status.identity;
         return Ok(true);
     }
     Ok(false)
