@@ -985,3 +985,77 @@ impl<A> Container<A> {
         matches!(self.state, State::CreatingStem { .. } | State::Stem { .. })
     }
 }
+
+#[cfg(test)]
+impl<A: Clone + Eq + Hash> Pool<A> {
+    /// The run buffer, first to be served in front.
+    pub(super) fn buffered(&self) -> Vec<JobId> {
+        self.buffer.values().copied().collect()
+    }
+
+    /// Recounts everything that is kept up to date in passing.
+    pub(super) fn audit(&self) {
+        let (mut used_mb, mut stems_mb, mut idle_mb, mut removing, mut owned) = (0, 0, 0, 0, 0);
+        let mut idle = BTreeSet::new();
+        let mut placed: Vec<JobId> = self.buffer.values().copied().collect();
+        let mut creating = vec![0; self.stems.stocks.len()];
+        let mut ready = vec![BTreeSet::new(); self.stems.stocks.len()];
+        for (id, container) in &self.containers {
+            let memory_mb = container.memory_mb;
+            used_mb += if container.counted { memory_mb } else { 0 };
+            stems_mb += if container.is_stem() { memory_mb } else { 0 };
+            if container.is_evictable() {
+                idle_mb += memory_mb;
+                idle.insert((container.last_used, *id));
+                assert!(container.counted && !container.doomed, "idle container {id} is on its way out");
+            }
+            if let Some(owner) = &container.owner {
+                owned += 1;
+                assert!(self.owned[owner].contains(id), "container {id} is not found by its owner");
+                assert!(!container.doomed, "doomed container {id} has an owner");
+            }
+            let in_flight = match &container.state {
+                State::CreatingStem { stock } => {
+                    creating[*stock] += 1;
+                    0
+                }
+                State::Stem { stock, expires } => {
+                    ready[*stock].insert((*expires, *id));
+                    0
+                }
+                State::Initialising { leader, waiting, .. } => {
+                    placed.push(*leader);
+                    placed.extend(waiting);
+                    1 + waiting.len()
+                }
+                State::InUse { running } => {
+                    placed.extend(running);
+                    assert!(!running.is_empty(), "container {id} is in use by nobody");
+                    running.len()
+                }
+                State::Rewinding { waiting } | State::Suspending { waiting } => {
+                    placed.extend(waiting);
+                    waiting.len()
+                }
+                State::Idle { .. } | State::Suspended { .. } => 0,
+                State::Removing => {
+                    removing += 1;
+                    0
+                }
+            };
+            assert!(in_flight <= container.capacity, "container {id} has {in_flight} jobs");
+        }
+        assert_eq!(used_mb, self.used_mb, "memory that counts");
+        assert_eq!(stems_mb, self.stems_mb, "memory of stem cells");
+        assert_eq!(idle_mb, self.idle_mb, "memory of idle containers");
+        assert_eq!(idle, self.idle, "idle containers");
+        assert_eq!(removing, self.removing, "containers under destruction");
+        assert_eq!(owned, self.owned.values().map(Vec::len).sum::<usize>(), "owned containers");
+        for (stock, (creating, ready)) in self.stems.stocks.iter().zip(creating.into_iter().zip(ready)) {
+            assert_eq!((creating, &ready), (stock.creating, &stock.ready), "stock of {}", stock.config.kind);
+        }
+        placed.sort_unstable();
+        assert!(placed.windows(2).all(|pair| pair[0] != pair[1]), "a job is in two places: {placed:?}");
+        assert_eq!(placed.len(), self.jobs.len(), "jobs in a place, and all jobs");
+    }
+}
