@@ -154,13 +154,22 @@ pub(crate) struct Recorder<'a> {
     pub(crate) report: SealReport,
     /// Contents already copied, by device and inode, for files with several links.
     copied: HashMap<((u32, u32), Identity), Arc<Layout>>,
+    /// Symbolic links with several names.
+    links: HashMap<((u32, u32), Identity), (Status, Vec<u8>)>,
     /// Where recording stands, for the error.
     pub(crate) path: PathBuf,
 }
 
 impl<'a> Recorder<'a> {
     pub(crate) fn new(options: &'a Options, store: &'a mut Store) -> Self {
-        Self { options, store, report: SealReport::default(), copied: HashMap::new(), path: PathBuf::new() }
+        Self {
+            options,
+            store,
+            report: SealReport::default(),
+            copied: HashMap::new(),
+            links: HashMap::new(),
+            path: PathBuf::new(),
+        }
     }
 
     /// Records what a descriptor names, and everything below.
@@ -182,7 +191,22 @@ impl<'a> Recorder<'a> {
         if depth > self.options.depth_max {
             return Err(RecordError::TooDeep);
         }
-        let status = at::status(object)?;
+        let mut status = at::status(object)?;
+        let mut target = Vec::new();
+        if status.kind == Kind::Symlink {
+            let key = (status.on, status.identity);
+            if let Some(known) = self.links.get(&key) {
+                (status, target) = known.clone();
+            } else {
+                // Reading a link moves its access time, which no flag prevents: so the status is
+                // read again, and a second name of the same link is not read.
+                target = at::link_target(object, OsStr::new(""))?;
+                status = at::status(object)?;
+                if status.links > 1 {
+                    self.links.insert(key, (status, target.clone()));
+                }
+            }
+        }
         let node = |attributes, body| Node {
             status,
             recorded: at::coarse_now(),
@@ -216,7 +240,7 @@ impl<'a> Recorder<'a> {
                 }
                 Body::Regular(Source::Stored(self.contents(object, &status)?))
             }
-            Kind::Symlink => Body::Symlink(at::link_target(object, OsStr::new(""))?),
+            Kind::Symlink => Body::Symlink(target),
             Kind::Fifo | Kind::Socket | Kind::CharacterDevice | Kind::BlockDevice => Body::Special,
         };
         Ok(node(at::attributes(object)?, body))
