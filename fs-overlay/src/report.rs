@@ -141,6 +141,14 @@ pub struct FilesReport {
     pub verify: Duration,
 }
 
+impl FilesReport {
+    /// How many entries were put back, removed or created again.
+    #[must_use]
+    pub fn undone(&self) -> u64 {
+        self.files_rewritten + self.entries_removed + self.entries_recreated
+    }
+}
+
 /// Why the files of a container could not be put back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]

@@ -19,7 +19,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use openwhisk_compat::message::{ActivationId, ActivationMessage};
-use tokio::sync::mpsc;
 
 use crate::activation::Note;
 use crate::bus::{Consumer, Delivery, Offset};
@@ -50,33 +49,15 @@ pub struct Handed {
     pub key: Key,
 }
 
-/// How much may be handed out at once (contract 3.2, `maxPeek`).
-///
-/// `memory_min_mb` and `user_memory_mb` are in MB; `concurrency_max` is the system's limit and
-/// `peek_factor` is between 0 (excluded) and 1.
-#[must_use]
-pub fn max_peek(user_memory_mb: u64, memory_min_mb: u64, concurrency_max: u32, peek_factor: f64) -> usize {
-    let containers = user_memory_mb / memory_min_mb.max(1);
-    #[expect(clippy::cast_precision_loss, reason = "a number of containers is far below 2^52")]
-    let ahead = containers as f64 * f64::from(concurrency_max) * peek_factor.clamp(0.0, 1.0);
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "floor of a number above 0; saturates"
-    )]
-    let ahead = ahead.floor() as u64;
-    usize::try_from(containers.max(ahead)).unwrap_or(usize::MAX).max(1)
-}
-
 /// What the feed works with.
 pub struct Parts {
     /// Where records come from.
     pub consumer: Box<dyn Consumer>,
     /// Where they are noted.
     pub journal: Arc<Journal>,
-    /// Where activations go. At most `capacity` are in there, so that it needs no bound of its own.
-    pub sink: mpsc::UnboundedSender<Handed>,
-    /// Permits at the start, and the most there can be ([`max_peek`]).
+    /// Takes an activation over; must not block. It is called no more often than there are permits.
+    pub sink: Box<dyn Fn(Handed) + Send>,
+    /// Permits at the start, and the most there can be (contract 3.2, `maxPeek`).
     pub capacity: usize,
     /// How often the lag is measured (`kafka.consumer-lag-check-interval`).
     pub lag_interval: Duration,
@@ -267,9 +248,7 @@ impl Worker {
         self.commit(next);
         self.permits.take(handed.len());
         for activation in handed {
-            // The dispatcher outlives the feed, except when it has panicked; then the journal
-            // answers at the next start.
-            let _ = self.parts.sink.send(activation);
+            (self.parts.sink)(activation);
         }
     }
 
@@ -284,6 +263,7 @@ impl Worker {
                     "terminal failure while processing message: {}",
                     chain(&error)
                 );
+                self.parts.metrics.unparsable();
                 None
             }
         }
@@ -365,6 +345,8 @@ pub fn key(id: &ActivationId) -> Key {
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::mpsc;
+
     use super::*;
     use crate::bus::memory::{MemoryConsumer, Tape};
     use crate::journal::Origin;
@@ -399,21 +381,15 @@ mod tests {
         let feed = Feed::start(Parts {
             consumer: Box::new(MemoryConsumer(Arc::clone(&tape))),
             journal: Arc::clone(&journal),
-            sink,
+            sink: Box::new(move |handed| {
+                let _ = sink.send(handed);
+            }),
             capacity,
             lag_interval: Duration::from_secs(60),
             metrics: Metrics::for_tests(),
         })
         .unwrap();
         Rig { tape, journal, feed, out, dir }
-    }
-
-    #[test]
-    fn peek_follows_the_contract() {
-        assert_eq!(max_peek(1024, 128, 1, 0.5), 8);
-        assert_eq!(max_peek(1024, 128, 100, 0.5), 400);
-        assert_eq!(max_peek(100, 128, 1, 0.5), 1);
-        assert_eq!(max_peek(1024, 0, 1, f64::NAN), 1024);
     }
 
     #[test]

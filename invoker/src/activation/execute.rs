@@ -232,7 +232,7 @@ impl Executor {
         let result = asker.blocking.then(|| self.answers.result(&asker, &record));
         let waits = !developer_error && self.settings.manifest.has_sentinels(&action.exec);
         let request = LogRequest {
-            limit: ByteSize::from_mb(u64::from(logs_mb)),
+            limit: ByteSize::from_mb(logs_mb),
             mode: if waits { LogMode::Wait } else { LogMode::NoWait },
             deadlines: LogDeadlines::for_limit(logs_mb),
             developer_error,

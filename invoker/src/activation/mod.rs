@@ -9,6 +9,7 @@
 mod ack;
 pub mod admit;
 mod answer;
+pub mod execute;
 mod note;
 pub mod record;
 

@@ -2,6 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use openwhisk_compat::config::StoreLevel;
 use openwhisk_compat::entity::{
     ActivationFacts, ActivationRecord, ActivationResponse, Annotations, ExecutableAction, FullyQualifiedName,
     StatusCode,
@@ -148,41 +149,8 @@ pub fn executed(
     }
 }
 
-/// Which activations of a kind (blocking or not) are stored.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum StoreLevel {
-    /// All.
-    #[default]
-    Always,
-    /// Those with a status other than success.
-    Failures,
-    /// Those with a status above application error.
-    FailuresNotApplicationErrors,
-}
-
-impl StoreLevel {
-    /// Reads upstream's name of a level.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        Some(match text {
-            "STORE_ALWAYS" => Self::Always,
-            "STORE_FAILURES" => Self::Failures,
-            "STORE_FAILURES_NOT_APPLICATION_ERRORS" => Self::FailuresNotApplicationErrors,
-            _ => return None,
-        })
-    }
-
-    fn allows(self, status: StatusCode) -> bool {
-        match self {
-            Self::Always => true,
-            Self::Failures => status != StatusCode::Success,
-            Self::FailuresNotApplicationErrors => status > StatusCode::ApplicationError,
-        }
-    }
-}
-
 /// Which activations are stored (contract 4.7).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StorePolicy {
     /// Of those a caller waits for.
     pub blocking: StoreLevel,
@@ -252,7 +220,5 @@ mod tests {
                 "{user} {blocking} {status:?}"
             );
         }
-        assert!(StorePolicy::default().stores(true, &plain, true, S::Success));
-        assert_eq!(StoreLevel::parse("STORE_SOMETIMES"), None);
     }
 }

@@ -289,6 +289,15 @@ impl Initialised {
     }
 }
 
+impl Initialised {
+    /// What is left to do when the answer to `/init` counts as a failure: the output, which is the activation's
+    /// (contract 5.8). The container has been given up.
+    #[must_use]
+    pub fn into_answered(self) -> Answered {
+        Answered { body: self.body, closing: None, _place: None }
+    }
+}
+
 fn no_channel(detail: String, body: Arc<Body>) -> CheckpointRefused {
     CheckpointRefused::Unharmed(Initialised { body }, Verdict::new(QuarantineReason::LogChannel, detail))
 }
@@ -535,7 +544,7 @@ impl Lease {
                 }
             }
         };
-        RunEnd { reply, elapsed, answered: Answered { body: self.body, closing, _place: self.place } }
+        RunEnd { reply, elapsed, answered: Answered { body: self.body, closing, _place: Some(self.place) } }
     }
 }
 
@@ -544,7 +553,8 @@ impl Lease {
 pub struct Answered {
     body: Arc<Body>,
     closing: Option<Closing>,
-    _place: Place,
+    /// None for a failed `/init`, which no lease goes with.
+    _place: Option<Place>,
 }
 
 impl Answered {
@@ -590,6 +600,12 @@ impl Quarantined {
         &self.verdict
     }
 
+    /// What was found, when who destroys the container has a reference to it.
+    #[must_use]
+    pub fn into_verdict(self) -> Verdict {
+        self.verdict
+    }
+
     /// Removes the container.
     ///
     /// # Errors
@@ -612,5 +628,14 @@ impl Discarded {
     /// When the engine could not; the next sweep will.
     pub async fn destroy(self) -> Result<(), EngineError> {
         self.body.reference().destroy().await
+    }
+}
+
+impl Discarded {
+    /// What is left to do when the answer to `/init` counts as a failure: the output, which is the activation's
+    /// (contract 5.8). The container has been given up.
+    #[must_use]
+    pub fn into_answered(self) -> Answered {
+        Answered { body: self.body, closing: None, _place: None }
     }
 }

@@ -311,8 +311,8 @@ impl Keeper {
         }
         match container.checkpoint().await {
             Ok((pristine, report)) => {
-                self.snapshot_bytes = report.memory.bytes;
-                self.shared.metrics.checkpointed(report.total, report.memory.bytes);
+                self.snapshot_bytes = report.memory.snapshot_bytes;
+                self.shared.metrics.checkpointed(report.total, report.memory.snapshot_bytes);
                 Ok((pristine, None))
             }
             Err(CheckpointRefused::Unharmed(container, verdict)) => {

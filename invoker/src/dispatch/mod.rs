@@ -9,6 +9,8 @@
 //! Nothing in here waits: what takes time is a task of its own that reports back. A container has
 //! one such task, its [keeper](Keepers), which carries out orders in the order they are given.
 
+pub mod keeper;
+
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;

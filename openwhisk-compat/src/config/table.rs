@@ -134,8 +134,8 @@ settings! {
         invoker_topic: Map = tree "kafka.topics.invoker";
         /// Client properties of producer and consumer, `-` for `.`: `security-protocol`, `ssl-...`, `sasl-...`.
         common: Map = tree "kafka.common" or "security-protocol=PLAINTEXT";
-        /// Client properties of the producer.
-        producer: Map = tree "kafka.producer" or "acks=1, request-timeout-ms=30000, metadata-max-age-ms=15000";
+        /// Client properties of the producer. Upstream's default is `acks=1`, with which an answer is lost with the leader that took it; with `all` retries also cannot send one twice.
+        producer: Map = tree "kafka.producer" or "acks=all, request-timeout-ms=30000, metadata-max-age-ms=15000";
         /// Client properties of the consumer.
         consumer: Map = tree "kafka.consumer" or "session-timeout-ms=30000, heartbeat-interval-ms=10000, enable-auto-commit=false, auto-offset-reset=earliest, request-timeout-ms=30000, max-poll-interval-ms=1800000, fetch-max-wait-ms=500";
     }
