@@ -10,6 +10,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 /// A container that was started, as its engine knows it. It says nothing about what the container may be given:
@@ -34,6 +35,9 @@ pub struct Handle {
     pub log_file: Option<PathBuf>,
     /// Counts what the kernel killed in it for want of memory.
     pub oom: OomCounter,
+    /// Whether it may be suspended; for the backend only, which sets it before it suspends and clears it after it
+    /// resumed.
+    pub(super) suspended: AtomicBool,
     /// What its creation cost.
     pub start: StartReport,
 }

@@ -16,7 +16,8 @@ use tokio::io::unix::AsyncFd;
 /// Watches one process; clones watch the same one.
 #[derive(Debug, Clone)]
 pub struct Liveness {
-    pidfd: Arc<AsyncFd<OwnedFd>>,
+    /// `None`: it had ended before it could be watched.
+    pidfd: Option<Arc<AsyncFd<OwnedFd>>>,
 }
 
 impl Liveness {
@@ -27,21 +28,29 @@ impl Liveness {
     /// # Errors
     /// When there is no such process.
     pub fn of(pid: Pid) -> io::Result<Self> {
-        Ok(Self { pidfd: Arc::new(sys::watched(sys::pidfd_open(pid)?)?) })
+        Ok(Self { pidfd: Some(Arc::new(sys::watched(sys::pidfd_open(pid)?)?)) })
+    }
+
+    /// What became of a process that ended before it could be watched.
+    #[must_use]
+    pub const fn ended() -> Self {
+        Self { pidfd: None }
     }
 
     /// Whether the process lives at this moment.
     #[must_use]
     pub fn is_alive(&self) -> bool {
-        let mut fds = [PollFd::new(self.pidfd.get_ref().as_fd(), PollFlags::POLLIN)];
+        let Some(pidfd) = &self.pidfd else { return false };
+        let mut fds = [PollFd::new(pidfd.get_ref().as_fd(), PollFlags::POLLIN)];
         // A failing poll proves nothing, and what is not proven alive counts as dead.
         matches!(poll(&mut fds, PollTimeout::ZERO), Ok(0))
     }
 
     /// Returns when the process has ended.
     pub async fn died(&self) {
+        let Some(pidfd) = &self.pidfd else { return };
         loop {
-            match self.pidfd.readable().await {
+            match pidfd.readable().await {
                 Ok(mut ready) => {
                     if !self.is_alive() {
                         return;

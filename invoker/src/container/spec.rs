@@ -1,6 +1,7 @@
 //! What is asked of a backend: one container, described.
 
 use crate::pool::ContainerId;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// One container to be created (contract 6.5).
@@ -105,6 +106,9 @@ pub enum EngineError {
     /// The engine's answer lacks something, or the container is not as it should be.
     #[error("{0}")]
     Unusable(String),
+    /// One failure that several callers share.
+    #[error(transparent)]
+    Shared(Arc<EngineError>),
     /// A program that stands in for the engine (runc) failed.
     #[error("{program} ended with {status}: {message}")]
     Program {
