@@ -146,6 +146,9 @@ pub(crate) enum RecordError {
     Unfollowed,
 }
 
+/// An inode among those of all file systems.
+type OnDevice = ((u32, u32), Identity);
+
 /// Records manifests, keeping to the bounds of one seal.
 #[derive(Debug)]
 pub(crate) struct Recorder<'a> {
@@ -153,9 +156,9 @@ pub(crate) struct Recorder<'a> {
     pub(crate) store: &'a mut Store,
     pub(crate) report: SealReport,
     /// Contents already copied, by device and inode, for files with several links.
-    copied: HashMap<((u32, u32), Identity), Arc<Layout>>,
+    copied: HashMap<OnDevice, Arc<Layout>>,
     /// Symbolic links with several names.
-    links: HashMap<((u32, u32), Identity), (Status, Vec<u8>)>,
+    links: HashMap<OnDevice, (Status, Vec<u8>)>,
     /// Where recording stands, for the error.
     pub(crate) path: PathBuf,
 }

@@ -1,5 +1,6 @@
 //! Sealing a container's files, and the rewind of them.
 
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -13,9 +14,9 @@ use crate::examine::{Delta, Purpose, Tree, What};
 use crate::held::Held;
 use crate::manifest::{RecordError, Recorder};
 use crate::options::Options;
-use crate::report::{ChangeKind, Changes, FilesQuarantine, FilesReason, FilesReport, SealReport, shown};
+use crate::report::{Changes, FilesQuarantine, FilesReason, FilesReport, SealReport, shown};
 use crate::root::OverlayRoot;
-use crate::undo::Undo;
+use crate::undo::{self, Undo};
 use crate::work::Work;
 
 /// Most times renamed entries are looked for anew. A directory renamed inside a renamed directory
@@ -197,28 +198,23 @@ impl Sealed {
 
     /// Looks for changes without undoing anything. The whole container must be frozen.
     ///
-    /// Contents are not compared: a file that was written to counts as
-    /// [`ChangeKind::Metadata`] unless its size changed.
+    /// Contents are not compared, so the kinds are a guess: a sealed file that was written to
+    /// counts as [`ChangeKind::Metadata`] unless its size changed, a file of the image that was
+    /// touched as [`ChangeKind::Contents`].
     pub fn changes(&mut self) -> Result<Changes, FilesQuarantine> {
         self.check_mounts()?;
         let options = self.options.clone();
         let mut work = Work::start(&options);
         let mut changes = Changes::default();
         for tree in &mut self.trees {
-            for Delta { path, what } in tree.walk(Purpose::Examine, &self.store, &mut work)? {
-                let kind = match &what {
-                    What::Added(status) if status.is_whiteout() => ChangeKind::Removed,
-                    What::Added(_) => ChangeKind::Added,
-                    What::Missing => ChangeKind::Removed,
-                    What::Replaced(status) if status.is_whiteout() => ChangeKind::Removed,
-                    What::Replaced(_) => ChangeKind::Replaced,
-                    What::Altered(status) => match tree.node.at(&path) {
-                        Some(node) if node.status.size != status.size => ChangeKind::Contents,
-                        _ => ChangeKind::Metadata,
-                    },
-                    What::Accessed => ChangeKind::AccessTime,
+            let found = tree.walk(Purpose::Examine, &self.store, &mut work)?;
+            for Delta { path, what } in found {
+                let mut note = |path: &[OsString], kind| {
+                    changes.note(kind, &tree.shown(path), options.report_paths_max);
                 };
-                changes.note(kind, &tree.shown(&path), options.report_paths_max);
+                undo::tell(tree, &path, &what, &mut work, &mut note).map_err(|stop| {
+                    stop.at(&tree.shown(&path), FilesReason::ExamineFailed, "telling changes")
+                })?;
             }
         }
         Ok(changes)

@@ -89,7 +89,7 @@ impl Undo<'_, '_> {
         if let Some(to) = missed.get(&status.identity)
             && tree.node.at(to).is_some_and(|node| node.status.kind == status.kind)
         {
-            if self.rename(tree, from, to)? {
+            if self.rename(tree, missed, from, status, to)? {
                 self.work.undoing()?;
                 *renamed += 1;
                 let shown = tree.shown(to);
@@ -116,7 +116,14 @@ impl Undo<'_, '_> {
     }
 
     /// Renames one entry; `false` when it cannot be done simply, and is then created again.
-    fn rename(&mut self, tree: &Tree, from: &Steps, to: &Steps) -> Result<bool, Stop> {
+    fn rename(
+        &mut self,
+        tree: &Tree,
+        missed: &HashMap<Identity, &Steps>,
+        from: &Steps,
+        status: &Status,
+        to: &Steps,
+    ) -> Result<bool, Stop> {
         let (Some((from_name, from_parent)), Some((to_name, to_parent))) =
             (from.split_last(), to.split_last())
         else {
@@ -126,37 +133,32 @@ impl Undo<'_, '_> {
             return Ok(false);
         };
         let Some(to_directory) = open_directory(&tree.edit, to_parent)? else { return Ok(false) };
-        let flags = match at::status_at(&to_directory, to_name)? {
+        // An earlier rename of this round may have moved it already.
+        let now = open_entry(&tree.scan, from)?.map(at::status).transpose()?;
+        if now.is_none_or(|now| now.identity != status.identity) {
+            return Ok(false);
+        }
+        let there = open_entry(&tree.scan, to)?.map(at::status).transpose()?;
+        let flags = match there {
             None => RenameFlags::NOREPLACE,
-            Some(there) => {
-                // Two sealed entries that changed places. Anything else in the way is left to the
-                // removal, and the entry is created again.
-                let swapped = tree.node.at(from).is_some_and(|node| {
+            Some(there) if there.is_whiteout() => RenameFlags::NOREPLACE,
+            // Two sealed entries that changed places.
+            Some(there)
+                if tree.node.at(from).is_some_and(|node| {
                     node.status.identity == there.identity && node.status.kind == there.kind
-                });
-                if !swapped {
-                    return self.rename_over(&from_directory, from_name, &to_directory, to_name, &there);
-                }
+                }) =>
+            {
                 RenameFlags::EXCHANGE
             }
+            // A new file stands where this one belongs, and may go.
+            Some(there) if there.kind != Kind::Directory && !missed.contains_key(&there.identity) => {
+                RenameFlags::empty()
+            }
+            // Anything else in the way is left to the removal, and the entry is created again.
+            Some(_) => return Ok(false),
         };
         let done = rustix::fs::renameat_with(&from_directory, from_name, &to_directory, to_name, flags);
         Ok(done.is_ok())
-    }
-
-    /// A new entry stands where a renamed one belongs: non-directories replace each other.
-    fn rename_over(
-        &mut self,
-        from_directory: &OwnedFd,
-        from: &OsStr,
-        to_directory: &OwnedFd,
-        to: &OsStr,
-        there: &Status,
-    ) -> Result<bool, Stop> {
-        if there.kind == Kind::Directory {
-            return Ok(false);
-        }
-        Ok(rustix::fs::renameat(from_directory, from, to_directory, to).is_ok())
     }
 
     /// Undoes all differences of a tree.
@@ -218,9 +220,12 @@ impl Undo<'_, '_> {
             What::Altered(status) => {
                 let node = tree.node.at_mut(&path).ok_or_else(inconsistent)?;
                 node.touched = Touch::All;
-                if node.status.flags != status.flags {
+                let flags = node.status.flags;
+                // Overlay keeps the immutable and append-only flags in an attribute of its own.
+                if flags != status.flags || has_overlay_flags(tree, &path)? {
                     return Err(Stop::Reason(FilesReason::InodeFlagsChanged, "comparing flags"));
                 }
+                let node = tree.node.at(&path).ok_or_else(inconsistent)?;
                 if matches!(node.body, Body::Queue) {
                     return Err(Stop::Reason(FilesReason::MessageQueueChanged, "comparing queues"));
                 }
@@ -531,6 +536,67 @@ impl Undo<'_, '_> {
         let paths_max = self.work.options.report_paths_max;
         self.work.report.changes.note(kind, &tree.shown(path), paths_max);
     }
+}
+
+/// Tells what an undo would find, for a report only: changes below directories that were merely
+/// copied up from the layers are told one by one.
+pub(crate) fn tell(
+    tree: &Tree,
+    path: &[OsString],
+    what: &What,
+    work: &mut Work<'_>,
+    found: &mut dyn FnMut(&[OsString], ChangeKind),
+) -> Result<(), Stop> {
+    let kind = match what {
+        What::Missing => ChangeKind::Removed,
+        What::Replaced(status) if status.is_whiteout() => ChangeKind::Removed,
+        What::Replaced(_) => ChangeKind::Replaced,
+        What::Altered(status) => match tree.node.at(path) {
+            Some(node) if node.status.kind == Kind::Directory => return Ok(()),
+            Some(node) if node.status.size != status.size => ChangeKind::Contents,
+            _ => ChangeKind::Metadata,
+        },
+        What::Accessed => ChangeKind::AccessTime,
+        What::Added(status) => {
+            work.descend(path.len())?;
+            let (name, parent) = path.split_last().ok_or_else(inconsistent)?;
+            let entry = match tree.lower_directory(parent)? {
+                Some(directory) => directory.entry(name)?,
+                None => None,
+            };
+            match entry {
+                None => ChangeKind::Added,
+                Some(_) if status.is_whiteout() => ChangeKind::Removed,
+                Some(LowerEntry::Other(_, lower)) if lower.kind == status.kind => ChangeKind::Contents,
+                Some(LowerEntry::Directory(..)) if status.kind == Kind::Directory => {
+                    let directory = open_entry(&tree.scan, path)?.ok_or_else(inconsistent)?;
+                    if is_opaque(&directory)? {
+                        found(path, ChangeKind::Replaced);
+                        return Ok(());
+                    }
+                    let names = at::names_within(&directory, work.notes_max())?
+                        .ok_or(Stop::Reason(FilesReason::TooManyChanges, "listing a directory"))?;
+                    for name in names {
+                        work.examined()?;
+                        if let Some(status) = at::status_at(&directory, &name)? {
+                            let mut below = path.to_vec();
+                            below.push(name);
+                            tell(tree, &below, &What::Added(status), work, found)?;
+                        }
+                    }
+                    return Ok(());
+                }
+                Some(_) => ChangeKind::Replaced,
+            }
+        }
+    };
+    found(path, kind);
+    Ok(())
+}
+
+fn has_overlay_flags(tree: &Tree, path: &[OsString]) -> Result<bool, Stop> {
+    let Some(object) = open_entry(&tree.scan, path)? else { return Ok(false) };
+    Ok(at::overlay_attribute(&object, "protattr")?.is_some())
 }
 
 /// Makes a name of a file with several links by linking one that is there.

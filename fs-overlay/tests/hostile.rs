@@ -1,0 +1,803 @@
+//! What a function may do to make a rewind of files miss something, fail, or take for ever.
+
+#![allow(missing_docs, unreachable_pub, reason = "a test")]
+
+mod common;
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, SystemTime};
+
+use common::{Layers, Sandbox, possible, read};
+use fs_overlay::{ChangeKind, FilesQuarantine, FilesReason, FilesReport, Options, SealError, Sealed, seal};
+use rustix::fs::{CWD, FileType, Mode, XattrFlags};
+
+fn fill(layers: &Layers) {
+    fs::create_dir_all(layers.bottom.join("lib/deep/er")).unwrap();
+    fs::create_dir_all(layers.bottom.join("tmp")).unwrap();
+    fs::set_permissions(layers.bottom.join("tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
+    fs::write(layers.bottom.join("lib/code"), b"the image's code").unwrap();
+    fs::write(layers.bottom.join("lib/deep/er/file"), b"deep").unwrap();
+    fs::write(layers.top.join("su"), b"a program").unwrap();
+    fs::set_permissions(layers.top.join("su"), fs::Permissions::from_mode(0o4755)).unwrap();
+    symlink("/etc", layers.top.join("link-to-etc")).unwrap();
+}
+
+/// Runs a request and its rewind, and compares.
+fn undone(
+    test: &str,
+    prepare: impl FnOnce(&Sandbox),
+    request: impl Fn(&Sandbox),
+    look: impl Fn(&FilesReport),
+) {
+    if !possible(test) {
+        return;
+    }
+    let sandbox = Sandbox::start(fill);
+    prepare(&sandbox);
+    let mut sealed = sandbox.seal();
+    let pristine = sandbox.state();
+    // Twice: what the first rewind made anew is what the second one has to recognise.
+    for round in ["first", "second"] {
+        request(&sandbox);
+        assert!(!pristine.is_same(&sandbox.state()), "{test}: the request changed nothing");
+        let report = sealed.rewind().unwrap_or_else(|error| panic!("{test}, {round}: {error}"));
+        pristine.assert_same(&sandbox.state(), &format!("{test}, {round}"));
+        look(&report);
+    }
+}
+
+/// Runs a request whose rewind must be refused.
+fn refused(
+    test: &str,
+    options: &Options,
+    prepare: impl FnOnce(&Sandbox),
+    request: impl FnOnce(&Sandbox),
+    reason: FilesReason,
+) {
+    if !possible(test) {
+        return;
+    }
+    let sandbox = Sandbox::start(fill);
+    prepare(&sandbox);
+    let mut sealed = sandbox.seal_with(options);
+    request(&sandbox);
+    let error = sealed.rewind().expect_err(test);
+    assert_eq!(error.reason, reason, "{test}: {error}");
+    assert!(error.to_string().starts_with(reason.name()), "{error}");
+}
+
+fn nothing(_: &Sandbox) {}
+
+#[test]
+fn names_may_be_any_bytes() {
+    let names: [&[u8]; 5] = [b"new\nline", b"\xff\xfe\x80", b" ", b"-rf *", &[b'x'; 255]];
+    undone(
+        "names_may_be_any_bytes",
+        |sandbox| {
+            fs::write(sandbox.at(OsStr::from_bytes(b"tmp/kept\n\xff")), b"kept").unwrap();
+        },
+        |sandbox| {
+            for name in names {
+                let path = sandbox.at("tmp").join(OsStr::from_bytes(name));
+                fs::write(path, b"secret").unwrap();
+            }
+            fs::remove_file(sandbox.at(OsStr::from_bytes(b"tmp/kept\n\xff"))).unwrap();
+        },
+        |report| {
+            assert_eq!(report.changes.count(ChangeKind::Added), 5);
+            assert_eq!(report.changes.count(ChangeKind::Removed), 1);
+            for change in &report.changes.paths {
+                let shown = fs_overlay::shown(&change.path);
+                assert!(shown.is_ascii() && !shown.contains('\n'), "{shown}");
+            }
+        },
+    );
+}
+
+#[test]
+fn a_change_hidden_by_utimes_is_seen() {
+    undone(
+        "a_change_hidden_by_utimes_is_seen",
+        |sandbox| fs::write(sandbox.at("tmp/file"), b"as it was").unwrap(),
+        |sandbox| {
+            let file = OpenOptions::new().write(true).open(sandbox.at("tmp/file")).unwrap();
+            let modified = file.metadata().unwrap().modified().unwrap();
+            file.write_all_at(b"secret!!!", 0).unwrap();
+            file.set_modified(modified).unwrap();
+        },
+        |report| {
+            assert_eq!(report.changes.count(ChangeKind::Contents), 1);
+            assert_eq!((report.files_rewritten, report.bytes_written), (1, 9));
+        },
+    );
+}
+
+#[test]
+fn a_write_within_the_tick_of_the_seal_is_seen() {
+    if !possible("a_write_within_the_tick_of_the_seal_is_seen") {
+        return;
+    }
+    // Many tries, since the clock's tick may pass between write, seal and write.
+    let sandbox = Sandbox::start(fill);
+    for number in 0..200_u32 {
+        let path = sandbox.at("tmp/file");
+        let before = number.to_le_bytes();
+        fs::write(&path, before).unwrap();
+        let mut sealed = sandbox.seal();
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        let modified = file.metadata().unwrap().modified().unwrap();
+        file.write_all_at(b"evil", 0).unwrap();
+        file.set_modified(modified).unwrap();
+        sealed.rewind().unwrap();
+        assert_eq!(read(&path), before);
+        // And within the tick of the rewind.
+        file.write_all_at(b"EVIL", 0).unwrap();
+        file.set_modified(modified).unwrap();
+        sealed.rewind().unwrap();
+        assert_eq!(read(&path), before);
+    }
+}
+
+/// Writes through a shared mapping, which needs another program: mapping is not safe Rust.
+fn write_mapped(path: PathBuf) -> bool {
+    let script = "import mmap, sys\n\
+        f = open(sys.argv[1], 'r+b'); m = mmap.mmap(f.fileno(), 0); m[0:6] = b'secret'; m.close()";
+    let done = Command::new("python3").args(["-c", script]).arg(path).status();
+    matches!(done, Ok(status) if status.success())
+}
+
+#[test]
+fn writes_through_shared_mappings_are_seen() {
+    if Command::new("python3").arg("--version").output().is_err() {
+        eprintln!("SKIP writes_through_shared_mappings_are_seen: needs python3");
+        return;
+    }
+    // On tmpfs such a write leaves no trace in the times at all.
+    undone(
+        "writes_through_shared_mappings_are_seen",
+        |sandbox| {
+            fs::write(sandbox.at("dev/shm/file"), b"as it was").unwrap();
+            fs::write(sandbox.at("tmp/file"), b"as it was").unwrap();
+            std::thread::sleep(Duration::from_millis(30));
+        },
+        |sandbox| {
+            assert!(write_mapped(sandbox.at("dev/shm/file")));
+            assert!(write_mapped(sandbox.at("tmp/file")));
+        },
+        |report| assert_eq!(report.changes.count(ChangeKind::Contents), 2),
+    );
+}
+
+#[test]
+fn files_of_the_image_come_back() {
+    undone(
+        "files_of_the_image_come_back",
+        nothing,
+        |sandbox| {
+            fs::write(sandbox.at("lib/code"), b"evil").unwrap();
+            fs::remove_file(sandbox.at("su")).unwrap();
+            fs::remove_dir_all(sandbox.at("lib/deep")).unwrap();
+            fs::remove_file(sandbox.at("link-to-etc")).unwrap();
+            symlink("/tmp", sandbox.at("link-to-etc")).unwrap();
+        },
+        |report| {
+            assert_eq!(report.changes.count(ChangeKind::Contents), 1);
+            assert_eq!(report.changes.count(ChangeKind::Removed), 2);
+            assert_eq!(report.changes.count(ChangeKind::Replaced), 1);
+        },
+    );
+}
+
+#[test]
+fn a_hard_link_to_a_file_of_the_image_goes_away() {
+    undone(
+        "a_hard_link_to_a_file_of_the_image_goes_away",
+        nothing,
+        |sandbox| {
+            fs::hard_link(sandbox.at("lib/code"), sandbox.at("tmp/link")).unwrap();
+            fs::write(sandbox.at("tmp/link"), b"secret").unwrap();
+        },
+        |report| assert_eq!(report.changes.count(ChangeKind::Added), 1),
+    );
+}
+
+#[test]
+fn files_become_directories_and_back() {
+    undone(
+        "files_become_directories_and_back",
+        |sandbox| fs::write(sandbox.at("tmp/file"), b"file").unwrap(),
+        |sandbox| {
+            fs::remove_file(sandbox.at("tmp/file")).unwrap();
+            fs::create_dir(sandbox.at("tmp/file")).unwrap();
+            fs::write(sandbox.at("tmp/file/secret"), b"secret").unwrap();
+            fs::remove_file(sandbox.at("lib/code")).unwrap();
+            fs::create_dir(sandbox.at("lib/code")).unwrap();
+            fs::remove_dir_all(sandbox.at("lib/deep")).unwrap();
+            fs::write(sandbox.at("lib/deep"), b"secret").unwrap();
+        },
+        |report| assert_eq!(report.changes.count(ChangeKind::Replaced), 3),
+    );
+}
+
+#[test]
+fn a_directory_made_opaque_lets_the_image_through_again() {
+    undone(
+        "a_directory_made_opaque_lets_the_image_through_again",
+        nothing,
+        |sandbox| {
+            fs::remove_dir_all(sandbox.at("lib")).unwrap();
+            fs::create_dir(sandbox.at("lib")).unwrap();
+            fs::write(sandbox.at("lib/secret"), b"secret").unwrap();
+        },
+        |report| assert_eq!(report.changes.count(ChangeKind::Replaced), 1),
+    );
+}
+
+#[test]
+fn renames_are_renamed_back() {
+    let inode = |path: PathBuf| {
+        use std::os::unix::fs::MetadataExt;
+        fs::metadata(path).unwrap().ino()
+    };
+    if !possible("renames_are_renamed_back") {
+        return;
+    }
+    let sandbox = Sandbox::start(fill);
+    fs::create_dir(sandbox.at("tmp/dir")).unwrap();
+    fs::write(sandbox.at("tmp/dir/file"), b"file").unwrap();
+    fs::write(sandbox.at("tmp/one"), b"one").unwrap();
+    fs::write(sandbox.at("tmp/two"), b"two").unwrap();
+    let before = ["tmp/dir", "tmp/dir/file", "tmp/one", "tmp/two"].map(|path| inode(sandbox.at(path)));
+    let pristine = sandbox.state();
+    let mut sealed = sandbox.seal();
+    // One renamed inside a renamed directory, moved into a new one; two that change places.
+    fs::rename(sandbox.at("tmp/dir/file"), sandbox.at("tmp/dir/other")).unwrap();
+    fs::create_dir(sandbox.at("tmp/new")).unwrap();
+    fs::rename(sandbox.at("tmp/dir"), sandbox.at("tmp/new/dir")).unwrap();
+    fs::rename(sandbox.at("tmp/one"), sandbox.at("tmp/three")).unwrap();
+    fs::rename(sandbox.at("tmp/two"), sandbox.at("tmp/one")).unwrap();
+    fs::rename(sandbox.at("tmp/three"), sandbox.at("tmp/two")).unwrap();
+    let report = sealed.rewind().unwrap();
+    pristine.assert_same(&sandbox.state(), "renames");
+    let after = ["tmp/dir", "tmp/dir/file", "tmp/one", "tmp/two"].map(|path| inode(sandbox.at(path)));
+    assert_eq!(before, after, "the same inodes, not copies");
+    assert_eq!(report.changes.count(ChangeKind::Renamed), 3);
+    assert_eq!(report.entries_recreated, 0);
+}
+
+#[test]
+fn modes_owners_attributes_and_capabilities_come_back() {
+    // cap_net_raw+ep, as `setcap` writes it.
+    let capability = b"\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00";
+    undone(
+        "modes_owners_attributes_and_capabilities_come_back",
+        |sandbox| {
+            let path = sandbox.at("tmp/capable");
+            fs::write(&path, b"program").unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o4750)).unwrap();
+            rustix::fs::setxattr(&path, "security.capability", capability, XattrFlags::empty()).unwrap();
+            rustix::fs::setxattr(&path, "user.keep", b"kept", XattrFlags::empty()).unwrap();
+        },
+        |sandbox| {
+            let path = sandbox.at("tmp/capable");
+            // A write clears capabilities, a new owner clears setuid.
+            fs::write(&path, b"PROGRAM").unwrap();
+            std::os::unix::fs::chown(&path, Some(1000), Some(1000)).unwrap();
+            rustix::fs::setxattr(&path, "user.secret", b"secret", XattrFlags::empty()).unwrap();
+            rustix::fs::removexattr(&path, "user.keep").unwrap();
+            std::os::unix::fs::chown(sandbox.at("su"), Some(1000), None).unwrap();
+            fs::set_permissions(sandbox.at(""), fs::Permissions::from_mode(0o700)).unwrap();
+        },
+        |report| assert!(report.changes.count(ChangeKind::Metadata) >= 1),
+    );
+}
+
+#[test]
+fn access_lists_come_back() {
+    // user::rwx user:1000:rwx group::r-x mask::rwx other::r-x
+    let acl: Vec<u8> = [
+        &[2, 0, 0, 0][..],
+        &[1, 0, 7, 0, 0xff, 0xff, 0xff, 0xff],
+        &[2, 0, 7, 0, 0xe8, 3, 0, 0],
+        &[4, 0, 5, 0, 0xff, 0xff, 0xff, 0xff],
+        &[0x10, 0, 7, 0, 0xff, 0xff, 0xff, 0xff],
+        &[0x20, 0, 5, 0, 0xff, 0xff, 0xff, 0xff],
+    ]
+    .concat();
+    undone(
+        "access_lists_come_back",
+        |sandbox| {
+            fs::write(sandbox.at("tmp/listed"), b"").unwrap();
+            fs::write(sandbox.at("tmp/plain"), b"").unwrap();
+            let name = "system.posix_acl_access";
+            rustix::fs::setxattr(sandbox.at("tmp/listed"), name, &acl, XattrFlags::empty()).unwrap();
+        },
+        |sandbox| {
+            let name = "system.posix_acl_access";
+            rustix::fs::removexattr(sandbox.at("tmp/listed"), name).unwrap();
+            rustix::fs::setxattr(sandbox.at("tmp/plain"), name, &acl, XattrFlags::empty()).unwrap();
+        },
+        |report| assert_eq!(report.changes.count(ChangeKind::Metadata), 2),
+    );
+}
+
+#[test]
+fn hard_links_among_sealed_files_stay_links() {
+    undone(
+        "hard_links_among_sealed_files_stay_links",
+        |sandbox| {
+            fs::write(sandbox.at("tmp/one"), b"shared").unwrap();
+            fs::hard_link(sandbox.at("tmp/one"), sandbox.at("tmp/two")).unwrap();
+            fs::hard_link(sandbox.at("tmp/one"), sandbox.at("lib/three")).unwrap();
+        },
+        |sandbox| {
+            fs::remove_file(sandbox.at("tmp/two")).unwrap();
+            fs::remove_file(sandbox.at("lib/three")).unwrap();
+            fs::write(sandbox.at("tmp/two"), b"another").unwrap();
+        },
+        |report| assert_eq!(report.entries_recreated, 2),
+    );
+    undone(
+        "hard_links_among_sealed_files_stay_links, all gone",
+        |sandbox| {
+            fs::write(sandbox.at("tmp/one"), b"shared").unwrap();
+            fs::hard_link(sandbox.at("tmp/one"), sandbox.at("tmp/two")).unwrap();
+        },
+        |sandbox| {
+            fs::remove_file(sandbox.at("tmp/one")).unwrap();
+            fs::remove_file(sandbox.at("tmp/two")).unwrap();
+        },
+        |report| assert_eq!(report.entries_recreated, 2),
+    );
+}
+
+#[test]
+fn other_mounts_are_covered() {
+    undone(
+        "other_mounts_are_covered",
+        |sandbox| fs::write(sandbox.at("dev/shm/kept"), b"kept").unwrap(),
+        |sandbox| {
+            fs::write(sandbox.at("dev/shm/secret"), b"secret").unwrap();
+            fs::write(sandbox.at("dev/shm/kept"), b"changed").unwrap();
+            OpenOptions::new()
+                .append(true)
+                .open(sandbox.at("etc/hosts"))
+                .unwrap()
+                .write_all(b"6.6.6.6 evil\n")
+                .unwrap();
+            fs::set_permissions(sandbox.at("etc/hosts"), fs::Permissions::from_mode(0o666)).unwrap();
+            File::create(sandbox.at("dev/mqueue/secret")).unwrap();
+        },
+        |report| {
+            assert_eq!(report.changes.count(ChangeKind::Added), 2);
+            let paths: Vec<_> = report.changes.paths.iter().map(|change| change.path.as_path()).collect();
+            assert!(paths.contains(&std::path::Path::new("/etc/hosts")), "{paths:?}");
+        },
+    );
+}
+
+#[test]
+fn sockets_fifos_and_devices_left_behind_go_away() {
+    undone(
+        "sockets_fifos_and_devices_left_behind_go_away",
+        |sandbox| {
+            let fifo = sandbox.at("tmp/kept-fifo");
+            rustix::fs::mknodat(CWD, fifo, FileType::Fifo, Mode::RWXU, 0).unwrap();
+        },
+        |sandbox| {
+            drop(UnixListener::bind(sandbox.at("tmp/socket")).unwrap());
+            let fifo = sandbox.at("tmp/fifo");
+            rustix::fs::mknodat(CWD, fifo, FileType::Fifo, Mode::RWXU, 0).unwrap();
+            let device = rustix::fs::makedev(1, 1);
+            let path = sandbox.at("tmp/mem");
+            rustix::fs::mknodat(CWD, path, FileType::CharacterDevice, Mode::RWXU, device).unwrap();
+            fs::remove_file(sandbox.at("tmp/kept-fifo")).unwrap();
+        },
+        |report| {
+            assert_eq!(report.changes.count(ChangeKind::Added), 3);
+            assert_eq!(report.changes.count(ChangeKind::Removed), 1);
+        },
+    );
+}
+
+#[test]
+fn links_are_never_followed() {
+    if !possible("links_are_never_followed") {
+        return;
+    }
+    let outside = tempfile::tempdir_in("/var/tmp").unwrap();
+    let victim = outside.path().join("victim");
+    fs::write(&victim, b"the host's own").unwrap();
+    let before = fs::metadata(&victim).unwrap();
+    let sandbox = Sandbox::start(fill);
+    fs::write(sandbox.at("tmp/victim"), b"inside").unwrap();
+    fs::create_dir(sandbox.at("tmp/dir")).unwrap();
+    fs::write(sandbox.at("tmp/dir/victim"), b"inside").unwrap();
+    let pristine = sandbox.state();
+    let mut sealed = sandbox.seal();
+    // A file and a directory of the manifest become links to the host.
+    fs::remove_file(sandbox.at("tmp/victim")).unwrap();
+    symlink(&victim, sandbox.at("tmp/victim")).unwrap();
+    fs::remove_dir_all(sandbox.at("tmp/dir")).unwrap();
+    symlink(outside.path(), sandbox.at("tmp/dir")).unwrap();
+    symlink("../../../../../../../..", sandbox.at("tmp/up")).unwrap();
+    sealed.rewind().unwrap();
+    pristine.assert_same(&sandbox.state(), "links");
+    assert_eq!(fs::read(&victim).unwrap(), b"the host's own");
+    assert_eq!(fs::metadata(&victim).unwrap().modified().unwrap(), before.modified().unwrap());
+    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_huge_sparse_file_is_cheap() {
+    undone(
+        "a_huge_sparse_file_is_cheap",
+        |sandbox| {
+            let file = File::create(sandbox.at("tmp/sparse")).unwrap();
+            file.set_len(1 << 40).unwrap();
+            file.write_all_at(b"kept", 1 << 39).unwrap();
+        },
+        |sandbox| {
+            let file = OpenOptions::new().write(true).open(sandbox.at("tmp/sparse")).unwrap();
+            file.write_all_at(b"secret", 1 << 38).unwrap();
+            file.set_len(1 << 41).unwrap();
+            let new = File::create(sandbox.at("tmp/new")).unwrap();
+            new.set_len(1 << 42).unwrap();
+        },
+        |report| assert!(report.bytes_written < 1 << 20, "{report:?}"),
+    );
+}
+
+#[test]
+fn work_follows_the_change() {
+    if !possible("work_follows_the_change") {
+        return;
+    }
+    let sandbox = Sandbox::start(|layers| {
+        fill(layers);
+        // An image of many files, of which a rewind must not look at any.
+        for number in 0..3000 {
+            fs::write(layers.bottom.join(format!("lib/{number}")), b"x").unwrap();
+        }
+    });
+    for number in 0..300 {
+        fs::write(sandbox.at(format!("tmp/{number}")), b"sealed").unwrap();
+    }
+    let mut sealed = sandbox.seal();
+    // Past the tick of the seal, so that change times can be trusted.
+    std::thread::sleep(Duration::from_millis(30));
+    sealed.rewind().unwrap();
+    std::thread::sleep(Duration::from_millis(30));
+    let idle = sealed.rewind().unwrap();
+    assert!(idle.changes.is_empty());
+    assert_eq!(idle.entries_compared, 0, "nothing is read when nothing changed");
+    assert!(idle.entries_examined < 350, "{} entries examined", idle.entries_examined);
+
+    for changed in [1_u64, 10, 100] {
+        for number in 0..changed {
+            fs::write(sandbox.at(format!("tmp/{number}")), b"SECRET").unwrap();
+            fs::write(sandbox.at(format!("tmp/new{number}")), b"SECRET").unwrap();
+        }
+        let report = sealed.rewind().unwrap();
+        assert_eq!(report.files_rewritten, changed);
+        assert_eq!(report.bytes_written, 6 * changed);
+        assert_eq!(report.entries_removed, changed);
+        assert_eq!(report.entries_recreated, 0);
+        // Once to look and once to verify.
+        assert!(report.entries_examined < 2 * 350 + changed, "{report:?}");
+        std::thread::sleep(Duration::from_millis(30));
+        sealed.rewind().unwrap();
+    }
+}
+
+#[test]
+fn a_deleted_file_that_is_still_open_is_sealed_too() {
+    if !possible("a_deleted_file_that_is_still_open_is_sealed_too") {
+        return;
+    }
+    let sandbox = Sandbox::start(fill);
+    // Held by a process of the container: one more with its mounts, as `docker exec` makes.
+    let script = r#"$| = 1; chroot $ARGV[0]; chdir "/";
+        open(F, "+>", "/tmp/gone"); unlink "/tmp/gone"; syswrite F, "as it was";
+        print "ready\n";
+        while (<STDIN>) { if (/plant/) { sysseek F, 0, 0; syswrite F, "secret!!!"; }
+            else { sysseek F, 0, 0; sysread F, $x, 100; print "$x\n"; next; } print "done\n"; }"#;
+    let root = format!("/proc/{}/root", sandbox.pid());
+    let mut holder = Command::new("nsenter")
+        .args(["-t", &sandbox.pid().to_string(), "--mount", "perl", "-e", script, &root])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = holder.stdin.take().unwrap();
+    let mut output = std::io::BufReader::new(holder.stdout.take().unwrap());
+    let mut answer = move || {
+        use std::io::BufRead;
+        let mut line = String::new();
+        output.read_line(&mut line).unwrap();
+        line
+    };
+    assert_eq!(answer(), "ready\n");
+    let mut sealed = sandbox.seal();
+    for _ in 0..2 {
+        input.write_all(b"plant\n").unwrap();
+        assert_eq!(answer(), "done\n");
+        input.write_all(b"look\n").unwrap();
+        assert_eq!(answer(), "secret!!!\n");
+        let report = sealed.rewind().unwrap();
+        assert_eq!(report.changes.count(ChangeKind::Contents), 1);
+        input.write_all(b"look\n").unwrap();
+        assert_eq!(answer(), "as it was\n");
+    }
+    drop(input);
+    holder.wait().unwrap();
+}
+
+#[test]
+fn a_file_replaced_under_its_holder_is_refused() {
+    if !possible("a_file_replaced_under_its_holder_is_refused") {
+        return;
+    }
+    let sandbox = Sandbox::start(fill);
+    fs::write(sandbox.at("tmp/held"), b"held").unwrap();
+    let root = format!("/proc/{}/root", sandbox.pid());
+    let script = r#"$| = 1; chroot $ARGV[0]; open(F, "<", "/tmp/held"); print "ready\n"; <STDIN>;"#;
+    let mut holder = Command::new("nsenter")
+        .args(["-t", &sandbox.pid().to_string(), "--mount", "perl", "-e", script, &root])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut ready = [0; 6];
+    holder.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
+    let mut sealed = sandbox.seal();
+    // Changed in place: no harm.
+    fs::write(sandbox.at("tmp/held"), b"evil").unwrap();
+    sealed.rewind().unwrap();
+    // Replaced: the holder would go on with the old file.
+    fs::remove_file(sandbox.at("tmp/held")).unwrap();
+    fs::write(sandbox.at("tmp/held"), b"held").unwrap();
+    let error = sealed.rewind().unwrap_err();
+    assert_eq!(error.reason, FilesReason::HeldOpen, "{error}");
+    drop(holder.stdin.take());
+    holder.wait().unwrap();
+}
+
+#[test]
+fn access_times_come_back() {
+    if !possible("access_times_come_back") {
+        return;
+    }
+    let sandbox = Sandbox::start(fill);
+    let path = sandbox.at("tmp/file");
+    fs::write(&path, b"read me").unwrap();
+    let old = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    File::open(&path).unwrap().set_times(fs::FileTimes::new().set_accessed(old)).unwrap();
+    let mut sealed = sandbox.seal();
+    read(&path);
+    let moved = fs::metadata(&path).unwrap().accessed().unwrap();
+    if moved == old {
+        eprintln!("SKIP access_times_come_back: the file system keeps no access times");
+        return;
+    }
+    let report = sealed.rewind().unwrap();
+    assert_eq!(report.changes.count(ChangeKind::AccessTime), 1, "{report:?}");
+    assert_eq!(fs::metadata(&path).unwrap().accessed().unwrap(), old);
+    assert_eq!(report.bytes_written, 0);
+}
+
+#[test]
+fn ten_thousand_new_files_are_refused() {
+    refused(
+        "ten_thousand_new_files_are_refused",
+        &Options::default(),
+        nothing,
+        |sandbox| {
+            for number in 0..10_000 {
+                File::create(sandbox.at(format!("tmp/{number}"))).unwrap();
+            }
+        },
+        FilesReason::TooManyChanges,
+    );
+}
+
+#[test]
+fn ten_thousand_new_files_below_one_directory_are_refused() {
+    refused(
+        "ten_thousand_new_files_below_one_directory_are_refused",
+        &Options::default(),
+        nothing,
+        |sandbox| {
+            for directory in 0..100 {
+                fs::create_dir_all(sandbox.at(format!("tmp/d/{directory}"))).unwrap();
+                for number in 0..100 {
+                    File::create(sandbox.at(format!("tmp/d/{directory}/{number}"))).unwrap();
+                }
+            }
+        },
+        FilesReason::TooManyChanges,
+    );
+}
+
+#[test]
+fn a_bottomless_directory_is_refused() {
+    refused(
+        "a_bottomless_directory_is_refused",
+        &Options::default(),
+        nothing,
+        |sandbox| {
+            let mut path = sandbox.at("tmp");
+            for _ in 0..500 {
+                path.push("d");
+                fs::create_dir(&path).unwrap();
+            }
+        },
+        FilesReason::TooDeep,
+    );
+}
+
+#[test]
+fn more_bytes_than_allowed_are_refused() {
+    refused(
+        "more_bytes_than_allowed_are_refused",
+        &Options { undone_bytes_max: 1 << 20, ..Options::default() },
+        |sandbox| fs::write(sandbox.at("tmp/large"), vec![1; 4 << 20]).unwrap(),
+        |sandbox| fs::write(sandbox.at("tmp/large"), vec![2; 4 << 20]).unwrap(),
+        FilesReason::TooManyBytes,
+    );
+}
+
+#[test]
+fn an_expired_deadline_is_refused() {
+    refused(
+        "an_expired_deadline_is_refused",
+        &Options { deadline: Duration::ZERO, ..Options::default() },
+        nothing,
+        |sandbox| fs::write(sandbox.at("tmp/file"), b"x").unwrap(),
+        FilesReason::Deadline,
+    );
+}
+
+#[test]
+fn an_immutable_file_is_refused() {
+    refused(
+        "an_immutable_file_is_refused",
+        &Options::default(),
+        |sandbox| fs::write(sandbox.at("tmp/file"), b"x").unwrap(),
+        |sandbox| {
+            let status = Command::new("chattr").arg("+i").arg(sandbox.at("tmp/file")).status();
+            assert!(status.unwrap().success());
+        },
+        FilesReason::InodeFlagsChanged,
+    );
+}
+
+#[test]
+fn a_new_immutable_file_is_refused() {
+    refused(
+        "a_new_immutable_file_is_refused",
+        &Options::default(),
+        nothing,
+        |sandbox| {
+            fs::write(sandbox.at("tmp/file"), b"x").unwrap();
+            let status = Command::new("chattr").arg("+i").arg(sandbox.at("tmp/file")).status();
+            assert!(status.unwrap().success());
+        },
+        FilesReason::UndoFailed,
+    );
+}
+
+#[test]
+fn a_new_mount_is_refused() {
+    refused(
+        "a_new_mount_is_refused",
+        &Options::default(),
+        nothing,
+        |sandbox| {
+            let merged = sandbox.directory.path().join("merged/tmp");
+            sandbox.outside(&format!("mount -t tmpfs secret {}", merged.display()));
+        },
+        FilesReason::MountsChanged,
+    );
+}
+
+#[test]
+fn a_removed_socket_is_refused() {
+    refused(
+        "a_removed_socket_is_refused",
+        &Options::default(),
+        |sandbox| drop(UnixListener::bind(sandbox.at("tmp/socket")).unwrap()),
+        |sandbox| fs::remove_file(sandbox.at("tmp/socket")).unwrap(),
+        FilesReason::SocketReplaced,
+    );
+}
+
+#[test]
+fn a_container_that_ended_is_refused() {
+    if !possible("a_container_that_ended_is_refused") {
+        return;
+    }
+    let sandbox = Sandbox::start(fill);
+    let mut sealed = sandbox.seal();
+    drop(sandbox);
+    assert_eq!(sealed.rewind().unwrap_err().reason, FilesReason::ContainerGone);
+}
+
+#[test]
+fn seals_beyond_their_bounds_are_refused() {
+    if !possible("seals_beyond_their_bounds_are_refused") {
+        return;
+    }
+    let sandbox = Sandbox::start(fill);
+    fs::write(sandbox.at("tmp/large"), vec![1; 1 << 20]).unwrap();
+    let with = |options: Options| seal(sandbox.discover(), &options).map(|_| ());
+    let few = Options { sealed_entries_max: 3, ..Options::default() };
+    assert!(matches!(with(few), Err(SealError::TooManyEntries { max: 3 })));
+    let small = Options { sealed_bytes_max: 1000, ..Options::default() };
+    assert!(matches!(with(small), Err(SealError::TooManyBytes { max: 1000 })));
+    let nowhere = Options { store: PathBuf::from("/nonexistent"), ..Options::default() };
+    assert!(matches!(with(nowhere), Err(SealError::Store { .. })));
+    with(Options::default()).unwrap();
+}
+
+#[test]
+fn a_process_without_an_overlay_root_is_refused() {
+    let own = nix::unistd::Pid::this();
+    assert!(fs_overlay::OverlayRoot::discover(own).is_err());
+}
+
+#[test]
+fn changes_are_told_without_being_undone() {
+    if !possible("changes_are_told_without_being_undone") {
+        return;
+    }
+    let sandbox = Sandbox::start(fill);
+    let mut sealed: Sealed = sandbox.seal();
+    assert!(sealed.changes().unwrap().is_empty());
+    fs::write(sandbox.at("tmp/new"), b"x").unwrap();
+    fs::remove_file(sandbox.at("su")).unwrap();
+    let dirty = sandbox.state();
+    let changes = sealed.changes().unwrap();
+    assert_eq!(changes.count(ChangeKind::Added), 1);
+    assert_eq!(changes.count(ChangeKind::Removed), 1);
+    assert!(changes.paths.iter().any(|change| change.path == OsString::from_vec(b"/tmp/new".to_vec())));
+    dirty.assert_same(&sandbox.state(), "looking changes nothing");
+    let result: Result<FilesReport, FilesQuarantine> = sealed.rewind();
+    assert_eq!(result.unwrap().changes.total(), changes.total());
+}
+
+#[test]
+fn reasons_have_distinct_names() {
+    let mut names: Vec<_> = FilesReason::ALL.iter().map(|reason| reason.name()).collect();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), FilesReason::ALL.len());
+    assert!(FilesReason::ALL.iter().all(|reason| reason.explain().len() > 20));
+}
+
+/// Keeps the seek helpers honest: a hole that ends a file is not data.
+#[test]
+fn a_file_that_ends_in_a_hole_is_restored_whole() {
+    undone(
+        "a_file_that_ends_in_a_hole_is_restored_whole",
+        |sandbox| {
+            let mut file = File::create(sandbox.at("tmp/hole")).unwrap();
+            file.write_all(b"start").unwrap();
+            file.seek(SeekFrom::Start(1 << 20)).unwrap();
+            file.set_len(1 << 20).unwrap();
+        },
+        |sandbox| {
+            let file = OpenOptions::new().write(true).open(sandbox.at("tmp/hole")).unwrap();
+            file.set_len(10).unwrap();
+            file.write_all_at(b"secret", 1 << 19).unwrap();
+        },
+        |report| assert_eq!(report.changes.count(ChangeKind::Contents), 1),
+    );
+}
