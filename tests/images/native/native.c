@@ -5,7 +5,7 @@
  *   - text: one plant per line, carried out in this process. A plant first looks whether an earlier
  *     request left one like it, then leaves `secret` of the run's value there:
  *         global | file PATH | env NAME | thread | child
- *     The answer is {"found":["global",...]}. {"do":"exit"|"abort"|"hang"|"alloc"} in the value ends
+ *     The answer is {"found":["global",...],"container":HOSTNAME}. {"do":"exit"|"abort"|"hang"|"alloc"} in the value ends
  *     the run in that way instead; {"print":TEXT} also writes TEXT and a newline to stdout.
  *   - binary: base 64 of a shared object that exports
  *         char *rewind_action(const char *body);
@@ -214,7 +214,8 @@ static void *idle(void *argument)
 	return NULL;
 }
 
-/* Looks for what an earlier request left, then leaves `secret` in the same place. */
+/* Looks for what an earlier request left, then leaves `secret` in the same place (one thread and one
+ * child at most: one is enough to be found). */
 static bool plant(const char *what, const char *argument, const char *secret)
 {
 	bool found = false;
@@ -238,11 +239,11 @@ static bool plant(const char *what, const char *argument, const char *secret)
 		pthread_t thread;
 
 		found = count_threads() > threads_at_init;
-		if (!pthread_create(&thread, NULL, idle, NULL))
+		if (!found && !pthread_create(&thread, NULL, idle, NULL))
 			pthread_detach(thread);
 	} else if (!strcmp(what, "child")) {
 		found = child_found();
-		if (fork() == 0) {
+		if (!found && fork() == 0) {
 			char name[300];
 
 			snprintf(name, sizeof(name), MARK "%s", secret);
@@ -257,7 +258,7 @@ static char *run_program(const char *value)
 {
 	char *secret = text(member(value, "secret")), *copy = strdup(program), *rest = copy, *line;
 	char *print = text(member(value, "print")), *act = text(member(value, "do"));
-	char *answer = NULL;
+	char *answer = NULL, host[65] = "";
 	size_t size;
 	FILE *out = open_memstream(&answer, &size);
 	const char *comma = "";
@@ -282,7 +283,8 @@ static char *run_program(const char *value)
 			comma = ",";
 		}
 	}
-	fputs("]}\n", out);
+	gethostname(host, sizeof(host) - 1);
+	fprintf(out, "],\"container\":\"%s\"}\n", host);
 	fclose(out);
 	free(secret);
 	free(copy);
