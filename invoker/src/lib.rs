@@ -8,6 +8,7 @@ pub mod errors;
 pub mod feed;
 pub mod health;
 pub mod http;
+pub mod id;
 pub mod journal;
 pub mod metrics;
 pub mod pool;
