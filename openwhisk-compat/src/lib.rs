@@ -16,6 +16,7 @@
 //! - [`size`], [`duration`]: the two units everybody writes differently.
 
 pub mod config;
+pub mod crypt;
 pub mod duration;
 pub mod entity;
 pub mod limits;
