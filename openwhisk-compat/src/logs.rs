@@ -317,3 +317,300 @@ fn civil(days: u64) -> (u64, u64, u64) {
     let year = era * 400 + year_of_era + u64::from(month <= 2);
     (year, month, day)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    const TIME: &str = "2024-03-27T09:20:00.210123456Z";
+    const LIMIT: ByteSize = ByteSize::from_mb(10);
+
+    fn raw(stream: &str, log: &str) -> String {
+        format!("{}\n", json!({ "log": log, "stream": stream, "time": TIME }))
+    }
+
+    fn sentinel(stream: &str) -> String {
+        raw(stream, &format!("{SENTINEL}\n"))
+    }
+
+    fn now() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::new(1_711_531_200, 5)
+    }
+
+    fn collect(limit: ByteSize, mode: LogMode, file: &str) -> CollectedLogs {
+        let mut collector = LogCollector::new(limit, mode);
+        collector.feed(file.as_bytes());
+        collector.finish(now(), false)
+    }
+
+    fn texts(logs: &CollectedLogs) -> Vec<&str> {
+        logs.lines.iter().map(|line| line.text.as_str()).collect()
+    }
+
+    const TRUNCATED: &str = "Logs were truncated because the total bytes size exceeds the limit of ";
+
+    #[test]
+    fn lines_have_the_stored_form() {
+        let file = raw("stdout", "hello\n") + &sentinel("stdout") + &sentinel("stderr");
+        let logs = collect(LIMIT, LogMode::Wait, &file);
+        assert_eq!(logs.formatted(), ["2024-03-27T09:20:00.210123456Z stdout: hello"]);
+        assert_eq!((logs.failure, logs.consumed), (None, file.len() as u64));
+        let short = LogLine {
+            time: "2026-11-21T11:01:06.53843376Z".to_owned(),
+            stream: "stderr".to_owned(),
+            text: "  File".to_owned(),
+        };
+        assert_eq!(short.formatted(), "2026-11-21T11:01:06.53843376Z  stderr:   File");
+    }
+
+    #[test]
+    fn line_ends_go_and_everything_else_stays() {
+        for (log, text) in [
+            ("a\n", "a"),
+            ("a\r\n", "a"),
+            ("\n", ""),
+            ("  a \t\n", "  a \t"),
+            ("a", "a"),
+            ("ä\u{2028}\n", "ä\u{2028}"),
+        ] {
+            let logs = collect(LIMIT, LogMode::NoWait, &raw("stdout", log));
+            assert_eq!(texts(&logs), [text], "{log:?}");
+        }
+    }
+
+    #[test]
+    fn sentinels_end_the_log_in_any_order() {
+        for streams in [["stdout", "stderr"], ["stderr", "stdout"], ["stdout", "stdout"]] {
+            let own = raw("stdout", "one\n")
+                + &sentinel(streams[0])
+                + &raw("stderr", "two\n")
+                + &sentinel(streams[1]);
+            let next = raw("stdout", "of the next activation\n");
+            let mut collector = LogCollector::new(LIMIT, LogMode::Wait);
+            assert_eq!(collector.feed((own.clone() + &next).as_bytes()), Progress::Done);
+            let logs = collector.finish(now(), false);
+            assert_eq!(texts(&logs), ["one", "two"]);
+            assert_eq!((logs.failure, logs.consumed), (None, own.len() as u64));
+        }
+    }
+
+    #[test]
+    fn the_offset_carries_over() {
+        let first = raw("stdout", "first\n") + &sentinel("stdout") + &sentinel("stderr");
+        let second = raw("stdout", "second\n") + &sentinel("stderr") + &sentinel("stdout");
+        let file = first + &second;
+        let logs = collect(LIMIT, LogMode::Wait, &file);
+        let rest = &file[usize::try_from(logs.consumed).expect("an offset")..];
+        assert_eq!(texts(&collect(LIMIT, LogMode::Wait, rest)), ["second"]);
+    }
+
+    #[test]
+    fn text_glued_to_a_sentinel_is_kept() {
+        let file = raw("stdout", &format!("no newline{SENTINEL}\n")) + &sentinel("stderr");
+        let logs = collect(LIMIT, LogMode::Wait, &file);
+        assert_eq!(texts(&logs), ["no newline"]);
+        assert_eq!(logs.failure, None);
+        let file = raw("stdout", &format!("mine{SENTINEL}not mine\n")) + &sentinel("stderr");
+        assert_eq!(texts(&collect(LIMIT, LogMode::Wait, &file)), ["mine"]);
+    }
+
+    #[test]
+    fn a_sentinel_that_the_engine_cut_is_found() {
+        for at in 1..SENTINEL.len() {
+            let (head, tail) = SENTINEL.split_at(at);
+            let file = raw("stdout", &format!("ünfinished{head}"))
+                + &raw("stderr", "between\n")
+                + &raw("stdout", &format!("{tail}\n"))
+                + &sentinel("stderr");
+            let logs = collect(LIMIT, LogMode::Wait, &file);
+            assert_eq!((texts(&logs), logs.failure), (vec!["ünfinished", "between"], None), "cut at {at}");
+            let file = raw("stderr", head) + &raw("stderr", &format!("{tail}\n")) + &sentinel("stdout");
+            let logs = collect(LIMIT, LogMode::Wait, &file);
+            assert_eq!((texts(&logs), logs.failure), (vec![], None), "cut at {at}, nothing before");
+        }
+        // A cut line that is no sentinel stays in its pieces, as upstream stores it.
+        let file =
+            raw("stdout", "XXX_THE") + &raw("stdout", "_REST\n") + &sentinel("stdout") + &sentinel("stderr");
+        assert_eq!(texts(&collect(LIMIT, LogMode::Wait, &file)), ["XXX_THE", "_REST"]);
+    }
+
+    #[test]
+    fn without_waiting_what_is_there_is_enough() {
+        for file in [String::new(), raw("stdout", "a\n"), raw("stdout", "a\n") + &sentinel("stdout")] {
+            let logs = collect(LIMIT, LogMode::NoWait, &file);
+            assert_eq!((logs.failure, logs.consumed), (None, file.len() as u64), "{file}");
+        }
+        // Two sentinels end it all the same: what follows is the next activation's.
+        let own = sentinel("stdout") + &sentinel("stderr");
+        assert_eq!(
+            collect(LIMIT, LogMode::NoWait, &(own.clone() + &raw("stdout", "x\n"))).consumed,
+            own.len() as u64
+        );
+    }
+
+    #[test]
+    fn missing_sentinels_and_time_outs_fail() {
+        const FAILURE: &str = "There was an issue while collecting your logs. Data might be missing.";
+        for sentinels in [String::new(), sentinel("stdout")] {
+            let file = raw("stdout", "line\n") + &sentinels;
+            let mut collector = LogCollector::new(LIMIT, LogMode::Wait);
+            assert_eq!(collector.feed(file.as_bytes()), Progress::More);
+            collector.time_out();
+            assert_eq!(collector.feed(raw("stdout", "late\n").as_bytes()), Progress::Done);
+            let logs = collector.finish(now(), false);
+            assert_eq!(texts(&logs), ["line", FAILURE]);
+            assert_eq!(logs.failure, Some(LogFailure::Incomplete));
+            assert_eq!(logs.formatted()[1], format!("2024-03-27T09:20:00.000000005Z stderr: {FAILURE}"));
+        }
+        // A time-out after the end changes nothing.
+        let mut collector = LogCollector::new(LIMIT, LogMode::Wait);
+        collector.feed((sentinel("stdout") + &sentinel("stderr")).as_bytes());
+        collector.time_out();
+        assert_eq!(collector.finish(now(), false).failure, None);
+    }
+
+    #[test]
+    fn a_developer_error_is_noted_last() {
+        let note = "The action did not initialize or run as expected. Log data might be missing.";
+        let mut collector = LogCollector::new(LIMIT, LogMode::NoWait);
+        collector.feed(raw("stdout", "about to die\n").as_bytes());
+        let logs = collector.finish(now(), true);
+        assert_eq!((texts(&logs), logs.failure), (vec!["about to die", note], None));
+        let mut collector = LogCollector::new(ByteSize::from_bytes(10), LogMode::NoWait);
+        collector.feed(raw("stdout", "too long\n").as_bytes());
+        assert_eq!(texts(&collector.finish(now(), true)).last(), Some(&note));
+    }
+
+    #[test]
+    fn the_budget_counts_raw_lines() {
+        let line = raw("stdout", "12345\n");
+        let bytes = line.len() as u64;
+        let file = line.repeat(4);
+        for (limit, kept, truncated) in [
+            (bytes * 4, 4, false),
+            (bytes * 4 - 1, 3, true),
+            (bytes * 3, 3, true),
+            (bytes + 1, 1, true),
+            (bytes, 1, true),
+        ] {
+            let logs = collect(ByteSize::from_bytes(limit), LogMode::NoWait, &file);
+            assert_eq!(logs.failure, truncated.then_some(LogFailure::Budget), "limit {limit}");
+            let mut expected = vec!["12345".to_owned(); kept];
+            if truncated {
+                expected.push(format!("{TRUNCATED}{limit} bytes."));
+            }
+            assert_eq!(texts(&logs), expected, "limit {limit}");
+        }
+        // Sentinels count as well.
+        let file = line + &sentinel("stdout") + &sentinel("stderr");
+        let logs = collect(ByteSize::from_bytes(file.len() as u64 - 1), LogMode::Wait, &file);
+        assert_eq!(logs.failure, Some(LogFailure::Budget));
+    }
+
+    #[test]
+    fn one_line_beyond_the_budget_is_an_issue() {
+        let file = raw("stdout", &"x".repeat(2000));
+        for fed in [file.as_str(), file.trim_end_matches('\n')] {
+            let logs = collect(ByteSize::from_bytes(1000), LogMode::NoWait, fed);
+            assert_eq!(logs.failure, Some(LogFailure::Incomplete));
+            assert_eq!(logs.lines.len(), 1);
+        }
+    }
+
+    #[test]
+    fn memory_is_bounded_by_the_budget() {
+        let mut collector = LogCollector::new(ByteSize::from_bytes(1000), LogMode::Wait);
+        for _ in 0..100 {
+            collector.feed(&[b'x'; 100]);
+            assert!(collector.partial.len() <= 1000);
+        }
+        assert_eq!(collector.feed(b""), Progress::Done);
+    }
+
+    #[test]
+    fn an_unreadable_or_unfinished_line_fails() {
+        for file in [
+            "garbage\n",
+            "{\"log\":1}\n",
+            "\n",
+            "{\"log\":\"a",
+            "{\"log\":\"\\ud800\",\"stream\":\"stdout\",\"time\":\"t\"}\n",
+        ] {
+            let logs = collect(LIMIT, LogMode::NoWait, file);
+            assert_eq!(logs.failure, Some(LogFailure::Incomplete), "{file:?}");
+        }
+    }
+
+    #[test]
+    fn deadlines_follow_the_limit() {
+        let total = |mb| LogDeadlines::for_limit(mb).total.as_secs();
+        assert_eq!((total(0), total(1), total(5), total(6), total(10)), (10, 10, 10, 12, 20));
+        assert_eq!(LogDeadlines::for_limit(10).idle, Duration::from_secs(2));
+    }
+
+    #[test]
+    fn dates() {
+        let text = |seconds: u64, nanos: u32| rfc3339(SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos));
+        assert_eq!(text(0, 0), "1970-01-01T00:00:00.000000000Z");
+        assert_eq!(text(951_782_399, 1), "2000-02-28T23:59:59.000000001Z");
+        assert_eq!(text(951_782_400, 0), "2000-02-29T00:00:00.000000000Z");
+        assert_eq!(text(951_868_800, 0), "2000-03-01T00:00:00.000000000Z");
+        assert_eq!(text(1_795_258_866, 554_801_680), "2026-11-21T11:01:06.554801680Z");
+        assert_eq!(text(4_107_542_400, 0), "2100-03-01T00:00:00.000000000Z");
+    }
+
+    #[test]
+    fn chunks_split_at_every_byte_give_the_same() {
+        let file = raw("stdout", "eins\n")
+            + &raw("stderr", "zwei ü\n")
+            + &raw("stdout", &format!("drei{SENTINEL}\n"))
+            + &sentinel("stderr")
+            + &raw("stdout", "next\n");
+        let whole = collect(LIMIT, LogMode::Wait, &file);
+        assert_eq!(texts(&whole), ["eins", "zwei ü", "drei"]);
+        for at in 0..=file.len() {
+            let mut collector = LogCollector::new(LIMIT, LogMode::Wait);
+            let (head, tail) = file.as_bytes().split_at(at);
+            collector.feed(head);
+            collector.feed(tail);
+            assert_eq!(collector.finish(now(), false), whole, "split at {at}");
+        }
+        let mut collector = LogCollector::new(LIMIT, LogMode::Wait);
+        for byte in file.as_bytes() {
+            collector.feed(std::slice::from_ref(byte));
+        }
+        assert_eq!(collector.finish(now(), false), whole);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic_and_nothing_exceeds_the_budget(
+            pieces in proptest::collection::vec(
+                prop_oneof![
+                    "\\PC{0,12}\n?".prop_map(|text| raw("stdout", &text)),
+                    "[X_THEND]{0,40}".prop_map(|text| raw("stderr", &text)),
+                    (0..=SENTINEL.len()).prop_map(|at| raw("stdout", &SENTINEL[..at])),
+                    (0..=SENTINEL.len()).prop_map(|at| raw("stdout", &SENTINEL[at..])),
+                    "\\PC{0,20}\n?",
+                ],
+                0..12,
+            ),
+            limit in 0u64..2000,
+            chunk in 1usize..50,
+            wait: bool,
+        ) {
+            let mode = if wait { LogMode::Wait } else { LogMode::NoWait };
+            let file = pieces.concat();
+            let whole = collect(ByteSize::from_bytes(limit), mode, &file);
+            prop_assert!(whole.consumed <= limit);
+            let mut collector = LogCollector::new(ByteSize::from_bytes(limit), mode);
+            for bytes in file.as_bytes().chunks(chunk) {
+                collector.feed(bytes);
+            }
+            prop_assert_eq!(collector.finish(now(), false), whole);
+        }
+    }
+}
