@@ -19,3 +19,6 @@ pub use self::image::{ImageName, ImageNameError};
 pub use self::limits::{ActionLimits, StoredLimits};
 pub use self::names::{FullyQualifiedName, NameError, is_entity_name};
 pub use self::parameters::{Parameter, Parameters};
+
+#[cfg(test)]
+mod tests;
