@@ -40,9 +40,11 @@ test-system: install ## The whole-system tests
 test-residue: install ## Every residue attack from Python, Node and native code, as a table
 	$(WITH) -- $(CARGO) test -p rewind-tests --test residue -- --nocapture --test-threads=1
 
-bench: install ## The figures, optimised build, raw data below target/bench
+bench: install ## The figures, optimised build, medians as a table, raw data below target/bench
 	$(CARGO) build --release -p rewind-invoker --bin rewind
-	$(WITH) -- $(CARGO) bench -p rewind-benches
+	$(CARGO) build --release -p rewind-benches --bins
+	target/release/rewind-micro
+	$(WITH) -- target/release/rewind-bench $(BENCH)
 
 lint: install ## Formatting, lints, documentation, scripts
 	$(CARGO) fmt --all --check
