@@ -104,10 +104,16 @@ fn number(argument: &str) -> Result<Blank<u32>, String> {
     choice(argument)
 }
 
-fn choice<T: std::str::FromStr<Err: std::fmt::Display>>(argument: &str) -> Result<Blank<T>, String> {
+fn choice<T>(argument: &str) -> Result<Blank<T>, String>
+where
+    T: std::str::FromStr<Err: std::fmt::Display>,
+{
     match argument.trim() {
         "" => Ok(Blank(None)),
-        argument => argument.parse().map(|value| Blank(Some(value))).map_err(|error| error.to_string()),
+        argument => match argument.parse::<T>() {
+            Ok(value) => Ok(Blank(Some(value))),
+            Err(error) => Err(error.to_string()),
+        },
     }
 }
 
@@ -143,8 +149,12 @@ mod tests {
     fn upstreams_options_are_taken_as_they_are() {
         let ansible = invoker(&["--id", "3", "--uniqueName", "3"]).unwrap();
         assert_eq!((ansible.id(), ansible.unique_name()), (Some(3), Some("3")));
-        let helm = invoker(&["--uniqueName", "node-1", "--displayedName", "10.0.0.7", "--overwriteId", "2"]).unwrap();
-        assert_eq!((helm.id(), helm.overwrite_id(), helm.displayed_name()), (None, Some(2), Some("10.0.0.7")));
+        let helm = invoker(&["--uniqueName", "node-1", "--displayedName", "10.0.0.7", "--overwriteId", "2"])
+            .unwrap();
+        assert_eq!(
+            (helm.id(), helm.overwrite_id(), helm.displayed_name()),
+            (None, Some(2), Some("10.0.0.7"))
+        );
     }
 
     #[test]
@@ -162,7 +172,9 @@ mod tests {
 
     #[test]
     fn mistakes_exit_with_1() {
-        for mistake in [&["--id", "-1"][..], &["--id", "x"], &["0"], &["--what"], &["--isolation", "some"], &["--id"]] {
+        for mistake in
+            [&["--id", "-1"][..], &["--id", "x"], &["0"], &["--what"], &["--isolation", "some"], &["--id"]]
+        {
             assert_eq!(invoker(mistake).unwrap_err(), 1, "{mistake:?}");
         }
         assert_eq!(parse(["rewind", "--version"].map(OsString::from)).unwrap_err(), 0);

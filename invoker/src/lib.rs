@@ -2,6 +2,7 @@
 
 pub mod activation;
 pub mod bus;
+pub mod cli;
 pub mod container;
 pub mod dispatch;
 pub mod errors;
@@ -12,3 +13,6 @@ pub mod id;
 pub mod journal;
 pub mod metrics;
 pub mod pool;
+pub mod settings;
+pub mod shutdown;
+pub mod start;

@@ -1,2 +1,68 @@
 //! The program `rewind`.
-fn main() {}
+
+use std::process::ExitCode;
+
+use openwhisk_compat::config::LogFormat;
+use rewind_invoker::cli::{self, Command};
+use rewind_invoker::errors::chain;
+use rewind_invoker::settings::Settings;
+use rewind_invoker::start;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let cli = match cli::parse(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(status) => return ExitCode::from(status),
+    };
+    match cli.command {
+        Command::Invoker(args) => {
+            let settings = match Settings::from_process(&args) {
+                Ok(settings) => settings,
+                Err(mistakes) => {
+                    eprintln!("Bad configuration, cannot start.");
+                    for mistake in &mistakes.0 {
+                        eprintln!("  {mistake}");
+                    }
+                    return ExitCode::FAILURE;
+                }
+            };
+            begin_log(&settings.config.rewind.log, settings.config.rewind.log_format);
+            in_runtime(start::run(settings))
+        }
+        Command::Check(_) => ExitCode::FAILURE,
+    }
+}
+
+fn begin_log(filter: &str, format: LogFormat) {
+    let filter = EnvFilter::try_new(filter).unwrap_or_else(|error| {
+        eprintln!("REWIND_LOG: `{filter}` is not a filter ({error}), logging `info`");
+        EnvFilter::new("info")
+    });
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false);
+    match format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+}
+
+fn in_runtime(work: impl Future<Output = Result<(), start::StartError>>) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let outcome = runtime.block_on(work);
+    // A blocking call that hangs (a bus that does not answer) must not keep the process alive.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let error: &(dyn std::error::Error + 'static) = &*error;
+            tracing::error!("cannot start: {}", chain(error));
+            eprintln!("cannot start: {}", chain(error));
+            ExitCode::FAILURE
+        }
+    }
+}

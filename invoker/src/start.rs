@@ -22,7 +22,7 @@ use crate::activation::execute::Executor;
 use crate::activation::record::now_ms;
 use crate::activation::{Acks, Answers, Asker, AtOnce, Note};
 use crate::bus::kafka::Kafka;
-use crate::bus::{Bus, StartAt};
+use crate::bus::{Bus, StartAt, TopicSpec};
 use crate::container::docker::DockerBackend;
 use crate::container::{ContainerBackend, Containers};
 use crate::dispatch::keeper::{ContainerKeepers, Shared};
@@ -57,7 +57,10 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
         }
         () = signals.next() => return Err("told to end before the start was complete".into()),
     };
-    tracing::info!(after_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX), "invoker started");
+    tracing::info!(
+        after_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+        "invoker started"
+    );
     shutdown::wait_and_end(running, signals, settings.config.rewind.drain_timeout).await;
     Ok(())
 }
@@ -87,13 +90,16 @@ async fn start(settings: &Settings) -> Result<Running, StartError> {
     metrics.build_info(env!("CARGO_PKG_VERSION"), settings.engine.name());
 
     // Kafka and the container engine do not know each other: neither waits for the other.
-    let (bus, backend) = tokio::try_join!(connect_bus(settings, &topic), connect_engine(settings, &instance))?;
+    let (bus, backend) =
+        tokio::try_join!(connect_bus(settings, &topic), connect_engine(settings, &instance))?;
     metrics.backend_up(true);
-    let (journal, recovered) =
-        Journal::open(&settings.journal_dir(&topic.name), Origin { bus: bus.identity(), topic: topic.name.clone() })?;
+    let (journal, recovered) = Journal::open(
+        &settings.journal_dir(&topic.name),
+        Origin { bus: bus.identity(), topic: topic.name.clone() },
+    )?;
     let journal = Arc::new(journal);
 
-    let observer: Arc<dyn Observer> = Arc::new(crate::metrics::StoreObserver(Arc::clone(&metrics)));
+    let observer: Arc<dyn Observer> = Arc::<Metrics>::clone(&metrics);
     let couch = Couch::new(settings.couch())?;
     let databases = &config.couchdb;
     let writer = CouchWriter::start(
@@ -122,14 +128,20 @@ async fn start(settings: &Settings) -> Result<Running, StartError> {
         settings.events_topic(),
         Arc::clone(&metrics),
     );
-    let answers = Arc::new(Answers::new(acks, Arc::new(writer), settings.store_policy(), Arc::clone(&journal)));
+    let answers =
+        Arc::new(Answers::new(acks, Arc::new(writer), settings.store_policy(), Arc::clone(&journal)));
     answer_cut_off(&recovered, &answers, &metrics);
 
     let cut_off = CancellationToken::new();
     let (reports, inbox) = Reports::channel();
     let keepers = ContainerKeepers(Arc::new(Shared {
         containers: Containers::new(Arc::clone(&backend), settings.warden()),
-        executor: Executor::new(settings.execute(), Arc::clone(&answers), Arc::clone(&metrics), cut_off.clone()),
+        executor: Executor::new(
+            settings.execute(),
+            Arc::clone(&answers),
+            Arc::clone(&metrics),
+            cut_off.clone(),
+        ),
         reports: reports.clone(),
         metrics: Arc::clone(&metrics),
         isolation: settings.pool_isolation(),
@@ -138,13 +150,7 @@ async fn start(settings: &Settings) -> Result<Running, StartError> {
         stem_check: settings.stem_ping(),
     }));
 
-    let server = Server::bind(
-        http_settings(settings),
-        instance.clone(),
-        health_of(settings, &instance, &bus, &backend, &metrics)?,
-        Arc::clone(&metrics),
-    )
-    .await?;
+    let (health, server) = open_to_the_outside(settings, &instance, &bus, &backend, &metrics).await?;
 
     let admission = Arc::new(Admission {
         blacklist,
@@ -155,23 +161,187 @@ async fn start(settings: &Settings) -> Result<Running, StartError> {
     let start_at = recovered.next.map_or(StartAt::Committed, StartAt::AtLeast);
     let feed = Arc::new(Feed::start(FeedParts {
         consumer: bus.consumer(&topic.name, start_at)?,
-        journal: Arc::clone(&journal),
+        journal,
         sink: sink(admission, Arc::clone(&answers), reports.clone(), Arc::clone(&metrics)),
         capacity: settings.capacity(),
         lag_interval: config.kafka.consumer_lag_check_interval,
         metrics: Arc::clone(&metrics),
     })?);
     let permits = Arc::clone(&feed);
-    let dispatcher = tokio::spawn(
-        Dispatcher::new(DispatchParts {
-            pool: settings.pool(),
-            keepers,
-            answers: Arc::clone(&answers),
-            permit: Box::new(move |count| permits.permit(count)),
-            inbox,
-            metrics: Arc::clone(&metrics),
-        })
-        .run(),
-    );
-    todo!()
+    let dispatcher = Dispatcher::new(DispatchParts {
+        pool: settings.pool(),
+        keepers,
+        answers: Arc::clone(&answers),
+        permit: Box::new(move |count| permits.permit(count)),
+        inbox,
+        metrics,
+    });
+    let stop_http = CancellationToken::new();
+    let http = tokio::spawn(server.serve(stop_http.clone().cancelled_owned()));
+    Ok(Running {
+        health,
+        feed,
+        reports,
+        dispatcher: tokio::spawn(dispatcher.run()),
+        cut_off,
+        answers,
+        backend,
+        stop_http,
+        http,
+    })
+}
+
+/// Says what the chosen isolation means, and refuses what this machine cannot give.
+fn announce_isolation(settings: &Settings) -> Result<(), StartError> {
+    match settings.isolation {
+        Isolation::Rewind => {
+            let features = snapshot::probe();
+            tracing::info!("this machine:\n{features}");
+            if !features.pagemap() {
+                let missing: Vec<&str> = features.missing().map(|feature| feature.name).collect();
+                return Err(format!(
+                    "containers cannot be rewound on this machine, which lacks: {} (`rewind check` says how to get it); \
+                     `--isolation single-use` destroys each container after its request instead",
+                    missing.join(", ")
+                )
+                .into());
+            }
+        }
+        Isolation::SingleUse => {
+            tracing::info!("isolation is single-use: every container is destroyed after one request");
+        }
+        Isolation::None => tracing::warn!(
+            "isolation is OFF: what one request leaves in a container, the next one finds, as with the classic invoker"
+        ),
+    }
+    Ok(())
+}
+
+async fn connect_bus(settings: &Settings, topic: &TopicSpec) -> Result<Kafka, StartError> {
+    let bus = Kafka::connect(settings.kafka()).await?;
+    bus.ensure_topic(topic).await?;
+    Ok(bus)
+}
+
+/// Connects to the container engine and removes what an earlier process left.
+async fn connect_engine(
+    settings: &Settings,
+    instance: &InvokerInstanceId,
+) -> Result<Arc<dyn ContainerBackend>, StartError> {
+    let backend = DockerBackend::connect(settings.docker(instance)).await?;
+    tracing::info!("{}", backend.describe());
+    let report = backend.sweep().await?;
+    if !report.removed.is_empty() {
+        tracing::info!(count = report.removed.len(), "leftover containers removed");
+    }
+    if let Some((name, error)) = report.failed.first() {
+        return Err(format!("leftover container {name} cannot be removed: {}", chain(error)).into());
+    }
+    Ok(Arc::new(backend))
+}
+
+/// Begins to ping, and takes the HTTP port.
+async fn open_to_the_outside(
+    settings: &Settings,
+    instance: &InvokerInstanceId,
+    bus: &Kafka,
+    backend: &Arc<dyn ContainerBackend>,
+    metrics: &Arc<Metrics>,
+) -> Result<(Health, Server), StartError> {
+    let probed = Arc::clone(backend);
+    let health = Health::start(
+        instance.clone(),
+        health_topic(&settings.config.kafka.topics_prefix),
+        bus.producer(),
+        Arc::new(move || {
+            let backend = Arc::clone(&probed);
+            async move { backend.ping().await.map_err(|error| chain(&error)) }.boxed()
+        }),
+        Arc::clone(metrics),
+    )?;
+    match Server::bind(http_settings(settings), instance.clone(), health.clone(), Arc::clone(metrics)).await {
+        Ok(server) => {
+            tracing::info!(address = %server.address(), "listening");
+            Ok((health, server))
+        }
+        Err(error) => {
+            // The controller may have heard of us already.
+            let _ = tokio::time::timeout(Duration::from_secs(2), health.withdraw()).await;
+            Err(error.into())
+        }
+    }
+}
+
+fn http_settings(settings: &Settings) -> HttpSettings {
+    let (config, server) = (&settings.config, &settings.config.server);
+    let https = (server.protocol == Protocol::Https).then(|| HttpsSettings {
+        keystore_path: server.keystore_path.clone().unwrap_or_default().into(),
+        keystore_password: server
+            .keystore_password
+            .as_ref()
+            .map_or("", |password| password.reveal())
+            .to_owned(),
+        client_auth: server.client_auth.unwrap_or(false),
+    });
+    HttpSettings {
+        address: SocketAddr::from((Ipv4Addr::UNSPECIFIED, config.openwhisk.port)),
+        username: server.username.clone(),
+        password: server.password.reveal().to_owned(),
+        transaction_header: config.openwhisk.transaction_header.clone(),
+        metrics: config.openwhisk.metrics_enabled,
+        https,
+    }
+}
+
+/// Answers what the last process took and did not answer. Nothing of it is run (design section 9).
+fn answer_cut_off(recovered: &Recovered, answers: &Answers, metrics: &Metrics) {
+    for entry in &recovered.open {
+        let note = match Note::read(&entry.note) {
+            Ok(note) => note,
+            Err(error) => {
+                tracing::error!(offset = entry.offset, %error, "note of a cut-off activation cannot be read");
+                answers.forget(entry.key);
+                continue;
+            }
+        };
+        tracing::warn!(
+            tid = note.transid.id(),
+            activation = note.activation_id.as_str(),
+            started = entry.started,
+            "activation was cut off by the end of the last process, answered now"
+        );
+        metrics.recovered();
+        let user = note.user();
+        let asker = Asker {
+            transid: &note.transid,
+            controller: &note.controller,
+            blocking: note.blocking,
+            user: &user,
+        };
+        answers.at_once(entry.key, &asker, note.cut_off(entry.started, now_ms()), AtOnce::Combined);
+    }
+}
+
+/// What the feed does with an activation: admission in a task of its own, then to the dispatcher.
+fn sink(
+    admission: Arc<Admission>,
+    answers: Arc<Answers>,
+    reports: Reports,
+    metrics: Arc<Metrics>,
+) -> Box<dyn Fn(Handed) + Send> {
+    let runtime = tokio::runtime::Handle::current();
+    Box::new(move |handed| {
+        let (admission, answers, reports) = (Arc::clone(&admission), Arc::clone(&answers), reports.clone());
+        metrics.activation_started();
+        runtime.spawn(async move {
+            match admission.admit(handed).await {
+                Ok(activation) => reports.tell(Input::Job(Box::new(activation))),
+                Err(refused) => {
+                    let (handed, refusal) = *refused;
+                    refusal.answer(&handed, &answers);
+                    reports.tell(Input::Settled);
+                }
+            }
+        });
+    })
 }

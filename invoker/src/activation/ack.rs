@@ -22,6 +22,7 @@ use openwhisk_compat::name::completed_topic;
 use super::record::now_ms;
 use crate::bus::{Producer, SendError};
 use crate::errors::chain;
+use crate::metrics::Metrics;
 
 /// Sends what the controllers wait for.
 pub struct Acks {
@@ -31,6 +32,7 @@ pub struct Acks {
     topic_prefix: String,
     /// The topic of user events; `None` when they are off.
     events_topic: Option<String>,
+    metrics: Arc<Metrics>,
 }
 
 /// To whom an activation is answered.
@@ -70,8 +72,9 @@ impl Acks {
         instance: InvokerInstanceId,
         topic_prefix: String,
         events_topic: Option<String>,
+        metrics: Arc<Metrics>,
     ) -> Self {
-        Self { producer, instance, topic_prefix, events_topic }
+        Self { producer, instance, topic_prefix, events_topic, metrics }
     }
 
     /// The answer alone; [`Acks::completion`] follows. Only for blocking activations.
@@ -112,6 +115,7 @@ impl Acks {
         // Keeps the record no longer than needed: shrunk, it holds the id only.
         let smaller = ack.is_whole().then(|| ack.shrink());
         let producer = Arc::clone(&self.producer);
+        let metrics = Arc::clone(&self.metrics);
         async move {
             let outcome = match (first.await, smaller) {
                 (Err(SendError::TooLarge { .. }), Some(smaller)) => {
@@ -125,6 +129,7 @@ impl Acks {
                 (outcome, _) => outcome,
             };
             if let Err(error) = outcome {
+                metrics.ack_failed();
                 tracing::error!(
                     tid = transid.id(),
                     activation = id.as_str(),
@@ -184,7 +189,13 @@ mod tests {
 
     fn acks(bus: &Arc<MemoryBus>, events: bool) -> Acks {
         let instance = InvokerInstanceId::new(0, "1073741824 B".parse::<ByteSize>().unwrap());
-        Acks::new(Arc::new(Arc::clone(bus)), instance, "p-".to_owned(), events.then(|| "events".to_owned()))
+        Acks::new(
+            Arc::new(Arc::clone(bus)),
+            instance,
+            "p-".to_owned(),
+            events.then(|| "events".to_owned()),
+            Metrics::for_tests(),
+        )
     }
 
     fn record(message: &ActivationMessage, result: &Value) -> Arc<ActivationRecord> {

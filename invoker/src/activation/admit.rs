@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use openwhisk_compat::crypt::ParameterKeys;
 use openwhisk_compat::entity::{ActivationResponse, ExecutableAction};
 use openwhisk_compat::limits::{self, LimitBounds};
 use openwhisk_compat::message::ActivationMessage;
@@ -22,6 +23,8 @@ pub struct Admission {
     pub actions: Arc<dyn ActionStore>,
     /// Limits of users who have none of their own.
     pub bounds: LimitBounds,
+    /// For `lockedArgs`.
+    pub keys: ParameterKeys,
 }
 
 /// Why a message does not become a job, and how that is answered.
@@ -46,10 +49,7 @@ impl Admission {
     /// The message and why it is refused.
     pub async fn admit(&self, handed: Handed) -> Result<Activation, Box<(Handed, Refusal)>> {
         match self.decide(&handed.message).await {
-            Ok(action) => match self.arguments(handed, action) {
-                Ok(activation) => Ok(activation),
-                Err((handed, refusal)) => Err(Box::new((handed, refusal))),
-            },
+            Ok(action) => self.arguments(handed, action),
             Err(refusal) => Err(Box::new((handed, refusal))),
         }
     }
@@ -95,8 +95,19 @@ impl Admission {
         &self,
         mut handed: Handed,
         action: Arc<ExecutableAction>,
-    ) -> Result<Activation, (Handed, Refusal)> {
-        let content = handed.message.content.take();
+    ) -> Result<Activation, Box<(Handed, Refusal)>> {
+        let mut content = handed.message.content.take();
+        if let (Some(content), false) = (&mut content, handed.message.locked_args.is_empty()) {
+            if let Err(error) = self.keys.unlock(content, &handed.message.locked_args) {
+                tracing::error!(
+                    tid = handed.message.transid.id(),
+                    activation = handed.message.activation_id.as_str(),
+                    "{}",
+                    crate::errors::chain(&error)
+                );
+                return Err(Box::new((handed, Refusal::of(&Fallback::Unexpected))));
+            }
+        }
         let arguments = Arguments::partition(content, &handed.message.init_args);
         Ok(Activation { message: handed.message, key: handed.key, action, arguments })
     }

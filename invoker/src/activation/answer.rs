@@ -135,6 +135,13 @@ impl Answers {
         stored
     }
 
+    /// Gives up an entry of the journal that nobody can be found for.
+    pub fn forget(&self, key: Key) {
+        if let Err(error) = self.journal.answered(key) {
+            tracing::warn!(error = %chain(&error), "entry of the journal cannot be closed");
+        }
+    }
+
     /// How many answers are on their way.
     #[must_use]
     pub fn pending(&self) -> usize {

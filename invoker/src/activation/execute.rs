@@ -11,6 +11,7 @@ use openwhisk_compat::response::{
     CallLimits, ContainerReply, Fallback, init_response, run_response, timed_out,
 };
 use openwhisk_compat::size::ByteSize;
+use tokio_util::sync::CancellationToken;
 
 use super::record::{Times, executed, now_ms};
 use super::{Activation, Answers, AtOnce};
@@ -58,6 +59,8 @@ pub struct Executor {
     settings: Settings,
     answers: Arc<Answers>,
     metrics: Arc<Metrics>,
+    /// Cancelled when the time for draining is over: what still runs then is answered at once.
+    cut_off: CancellationToken,
 }
 
 /// When `/init` ran: start and end, milliseconds since the epoch.
@@ -75,8 +78,13 @@ pub enum InitFailed {
 impl Executor {
     /// Puts the parts together.
     #[must_use]
-    pub fn new(settings: Settings, answers: Arc<Answers>, metrics: Arc<Metrics>) -> Self {
-        Self { settings, answers, metrics }
+    pub fn new(
+        settings: Settings,
+        answers: Arc<Answers>,
+        metrics: Arc<Metrics>,
+        cut_off: CancellationToken,
+    ) -> Self {
+        Self { settings, answers, metrics, cut_off }
     }
 
     /// Answers an activation whose container could not be created (prov-1 to prov-3).
@@ -102,8 +110,21 @@ impl Executor {
 
     /// Answers an activation whose execution broke off in a way that should not be (contract 5.6, "any").
     pub fn broke_off(&self, activation: &Activation) -> ActivationResponse {
-        let response = Fallback::Unexpected.response();
-        let times = Times::at(now_ms());
+        self.give_up(activation, Fallback::Unexpected.response(), Times::at(now_ms()))
+    }
+
+    /// Answers an activation that is not waited for any longer, because the process ends.
+    fn cut_off(&self, activation: &Activation, times: Times) -> ActivationResponse {
+        let response = ActivationResponse::error(StatusCode::WhiskError, CUT_OFF, None);
+        self.give_up(activation, response, times)
+    }
+
+    fn give_up(
+        &self,
+        activation: &Activation,
+        response: ActivationResponse,
+        times: Times,
+    ) -> ActivationResponse {
         let record = executed(&activation.message, &activation.action, response.clone(), times, false);
         self.ended(activation, &response);
         self.answers.at_once(activation.key, &activation.asker(), record, AtOnce::Combined);
@@ -128,7 +149,14 @@ impl Executor {
         let invocation = Invocation { action, message };
         let body = invocation.init_body(&arguments.env, start + u64::from(limits.timeout_ms));
         let span = self.metrics.start(Step::ActivationInit);
-        let end = container.init(self.request(&body, &limits)).await;
+        let end = tokio::select! {
+            end = container.init(self.request(&body, &limits)) => end,
+            () = self.cut_off.cancelled() => {
+                span.failed();
+                let times = Times { init: Some((start, now_ms())), run: None };
+                return Err(InitFailed::Answered(Box::new(self.cut_off(activation, times))));
+            }
+        };
         let elapsed_ms = whole_ms(end.elapsed);
         let init = (start, start + elapsed_ms);
         if end.reply == ContainerReply::ShuttingDown && elapsed_ms < u64::from(limits.timeout_ms) {
@@ -182,7 +210,14 @@ impl Executor {
         let invocation = Invocation { action, message };
         let body = invocation.run_body(&arguments.run, start + u64::from(limits.timeout_ms));
         let span = self.metrics.start(Step::ActivationRun);
-        let end = lease.run(self.request(&body, &limits), found_at_rest).await;
+        let end = tokio::select! {
+            end = lease.run(self.request(&body, &limits), found_at_rest) => end,
+            () = self.cut_off.cancelled() => {
+                span.failed();
+                self.cut_off(activation, Times { init, run: Some((start, now_ms())) });
+                return JobEnd::Failed;
+            }
+        };
         let elapsed_ms = whole_ms(end.elapsed);
         let late = timed_out(&end.reply, elapsed_ms, &limits);
         if end.reply == ContainerReply::ShuttingDown && !late {
@@ -280,6 +315,9 @@ impl Executor {
         }
     }
 }
+
+/// The answer to what was still running when the time for draining was over.
+const CUT_OFF: &str = "The invoker shut down while the action was running.";
 
 fn whole_ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)

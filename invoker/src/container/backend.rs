@@ -80,6 +80,9 @@ pub trait ContainerBackend: fmt::Debug + Send + Sync {
     /// Its name and version in one line, for the log at start.
     fn describe(&self) -> String;
 
+    /// Whether the engine answers now.
+    async fn ping(&self) -> Result<(), EngineError>;
+
     /// Makes a container and starts it. When this fails nothing of it is left, except when the engine itself is
     /// out of reach: the next [`sweep`](Self::sweep) finds that.
     async fn create(&self, spec: &ContainerSpec) -> Result<Arc<Handle>, CreateError>;

@@ -27,8 +27,8 @@ use super::{Birth, Input, Keepers, Order, Reports};
 use crate::activation::Activation;
 use crate::activation::execute::{Executor, InitFailed, InitTimes};
 use crate::container::{
-    CheckpointRefused, ContainerRef, ContainerSpec, Containers, CreateError, Created, InUse, Initialised, Lease,
-    LeaseRefused, Pristine, PullPolicy, RewindRefused, SingleUse, Suspended, Verdict, Waiver,
+    CheckpointRefused, ContainerRef, ContainerSpec, Containers, CreateError, Created, InUse, Initialised,
+    Lease, LeaseRefused, Pristine, PullPolicy, RewindRefused, SingleUse, Suspended, Verdict, Waiver,
 };
 use crate::errors::chain;
 use crate::metrics::{Metrics, RewindSample};
@@ -225,7 +225,8 @@ impl Keeper {
     }
 
     async fn create_stem(&mut self, stock: usize) {
-        let spec = self.shared.stem_cells.get(stock).and_then(|cells| self.shared.images.stem(self.id, cells));
+        let spec =
+            self.shared.stem_cells.get(stock).and_then(|cells| self.shared.images.stem(self.id, cells));
         let Some(spec) = spec else {
             tracing::error!(stock, "no image for this stem cell");
             self.report(Event::StemFailed { container: self.id });
@@ -249,7 +250,9 @@ impl Keeper {
             Some(spec) => self.shared.containers.create(&spec).await,
             None => Err(CreateError::Provision {
                 name: format!("for kind {}", activation.action.exec.kind),
-                source: crate::container::EngineError::Unusable("the manifest does not have the kind".to_owned()),
+                source: crate::container::EngineError::Unusable(
+                    "the manifest does not have the kind".to_owned(),
+                ),
             }),
         };
         match created {

@@ -421,6 +421,10 @@ impl ContainerBackend for DockerBackend {
         self.description.clone()
     }
 
+    async fn ping(&self) -> Result<(), EngineError> {
+        once("ping", self.config.timeouts.version, self.docker.ping()).await.map(drop)
+    }
+
     async fn create(&self, spec: &ContainerSpec) -> Result<Arc<Handle>, CreateError> {
         let mut start = StartReport::default();
         let provision = |source| CreateError::Provision { name: spec.name.clone(), source };
