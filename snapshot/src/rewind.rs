@@ -1,0 +1,347 @@
+//! Going back to a checkpoint.
+//!
+//! ```text
+//!   kill strangers, stop threads           Stop
+//!     -> extra threads exit                Strangers
+//!     -> compare from outside              Inspect
+//!     -> one batch a thread, layout, fds   Objects
+//!     -> memory                            Scan, Copy
+//!     -> the caller's files                Files
+//!     -> (paranoid comparison)             Verify
+//!     -> registers, let go                 Thaw
+//! ```
+//! An error anywhere kills the container: nothing half restored ever runs.
+
+use crate::WhileFrozen;
+use crate::checkpoint::undo;
+use crate::fault::FaultPoint;
+use crate::freeze::{Signals, Tracer};
+use crate::objects::ipc::MessageQueues;
+use crate::options::Options;
+use crate::process::{Process, unattached};
+use crate::reason::{OrQuarantine, Quarantine, Reason};
+use crate::report::{Phase, RewindReport, Stopwatch};
+use crate::sys::{PAGE, process as calls};
+use crate::tree::Target;
+use nix::unistd::Pid;
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// The recorded state of a container.
+///
+/// Dropping it forgets the state and leaves the container running, with a small foreign mapping in each
+/// process; [`Snapshot::forget`] takes that out, too.
+#[derive(Debug)]
+pub struct Snapshot {
+    target: Target,
+    options: Options,
+    processes: Vec<Process>,
+    queues: Option<MessageQueues>,
+    /// Control groups below the container's at the checkpoint.
+    groups: u64,
+    /// A rewind failed: the container is dead.
+    lost: bool,
+}
+
+impl Snapshot {
+    pub(crate) fn new(
+        target: Target,
+        options: Options,
+        processes: Vec<Process>,
+        queues: Option<MessageQueues>,
+        groups: u64,
+    ) -> Snapshot {
+        Snapshot { target, options, processes, queues, groups, lost: false }
+    }
+
+    /// Bytes of memory that the snapshot holds.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.processes.iter().map(|process| process.sizes().2 * PAGE).sum()
+    }
+
+    /// Puts the container back to the snapshot.
+    ///
+    /// `files` is called after memory and kernel objects are back and before anything runs again.
+    ///
+    /// # Errors
+    /// A [`Quarantine`] says why nobody can vouch for the container. Its processes are dead or dying, and it
+    /// must be destroyed.
+    pub fn rewind(&mut self, files: WhileFrozen<'_>) -> Result<RewindReport, Quarantine> {
+        if self.lost {
+            return Err(Quarantine::new(Reason::Killed, "an earlier rewind failed"));
+        }
+        let mut tracer = Tracer::new(self.options.step_deadline)?;
+        let done = self.try_rewind(&mut tracer, files);
+        if let Err(quarantine) = &done {
+            tracing::debug!(reason = quarantine.reason.name(), detail = quarantine.detail, "rewind failed");
+            self.lost = true;
+            tracer.kill();
+            destroy(&self.target);
+        }
+        done
+    }
+
+    /// Gives the snapshot up: the agents are taken out and the container runs on as it is.
+    ///
+    /// # Errors
+    /// If that fails, the container's processes have been killed.
+    pub fn forget(mut self) -> Result<(), Quarantine> {
+        if self.lost {
+            return Err(Quarantine::new(Reason::Killed, "an earlier rewind failed"));
+        }
+        let mut files = || Ok(());
+        self.rewind(&mut files)?;
+        let mut tracer = Tracer::new(self.options.step_deadline)?;
+        let done = self
+            .stop(&mut tracer, &mut RewindReport::default())
+            .and_then(|_| self.processes.iter().try_for_each(|process| process.prepare_main()))
+            .and_then(|()| undo(&mut tracer, &mut self.processes));
+        if done.is_err() {
+            tracer.kill();
+            destroy(&self.target);
+        }
+        done
+    }
+
+    fn try_rewind(
+        &mut self,
+        tracer: &mut Tracer,
+        files: WhileFrozen<'_>,
+    ) -> Result<RewindReport, Quarantine> {
+        let faults = self.options.faults.clone();
+        let mut report = RewindReport::default();
+        let mut watch = Stopwatch::start();
+        let mut buffer = Vec::new();
+
+        faults.trip(FaultPoint::Kill)?;
+        let extra = self.stop(tracer, &mut report)?;
+        faults.trip(FaultPoint::Stop)?;
+        watch.lap(Phase::Stop);
+
+        let mut differs = Vec::with_capacity(self.processes.len());
+        for process in &mut self.processes {
+            let steps = process.check_agent(&mut buffer)?;
+            differs.push(!steps.is_empty());
+            if let Some(tids) = extra.get(&process.pid) {
+                process.remove_threads(tracer, tids)?;
+                report.threads_removed += tids.len() as u64;
+            }
+        }
+        faults.trip(FaultPoint::Threads)?;
+        watch.lap(Phase::Strangers);
+
+        let mut inspections = Vec::with_capacity(self.processes.len());
+        for (process, differs) in self.processes.iter_mut().zip(&differs) {
+            inspections.push(process.inspect(*differs, &mut report, &mut buffer)?);
+        }
+        if let Some(queues) = &self.queues {
+            report.objects_restored += queues.restore()?;
+        }
+        faults.trip(FaultPoint::Inspect)?;
+        watch.lap(Phase::Inspect);
+
+        faults.trip(FaultPoint::Inject)?;
+        let mut running = Vec::with_capacity(self.processes.len());
+        for (process, inspection) in self.processes.iter_mut().zip(&inspections) {
+            running.push(process.start_main(inspection)?);
+        }
+        for ((process, inspection), main) in self.processes.iter_mut().zip(&inspections).zip(&running) {
+            process.restore_threads(tracer, inspection)?;
+            process.finish_main(tracer, main, &mut report)?;
+        }
+        for process in &mut self.processes {
+            process.reap_late(tracer, self.options.step_deadline)?;
+        }
+        faults.trip(FaultPoint::Objects)?;
+        for (process, inspection) in self.processes.iter_mut().zip(&inspections) {
+            process.restore_layout(tracer, inspection, &mut report, &mut buffer)?;
+        }
+        faults.trip(FaultPoint::Layout)?;
+        for (process, inspection) in self.processes.iter_mut().zip(&inspections) {
+            process.restore_fds(tracer, inspection, &mut report)?;
+        }
+        watch.lap(Phase::Objects);
+
+        for (process, inspection) in self.processes.iter_mut().zip(&inspections) {
+            process.scan(tracer, inspection)?;
+        }
+        faults.trip(FaultPoint::Scan)?;
+        watch.lap(Phase::Scan);
+        for process in &mut self.processes {
+            process.restore_memory(tracer, &mut report)?;
+            faults.trip(FaultPoint::Copy)?;
+        }
+        watch.lap(Phase::Copy);
+
+        files().or_quarantine(Reason::Files, || "the caller's files".to_owned())?;
+        for process in &mut self.processes {
+            process.return_home(tracer, &mut report)?;
+        }
+        faults.trip(FaultPoint::Files)?;
+        watch.lap(Phase::Files);
+
+        if self.options.paranoid {
+            for process in &mut self.processes {
+                process.verify(tracer, &mut buffer)?;
+            }
+            watch.lap(Phase::Verify);
+        }
+
+        // Whoever joined the group meanwhile (nothing inside could) must not be left running.
+        if !self.strangers()?.is_empty() {
+            return Err(Quarantine::new(
+                Reason::StrangerAlive,
+                "a process joined the container during the rewind",
+            ));
+        }
+        for process in &mut self.processes {
+            process.finish()?;
+        }
+        faults.trip(FaultPoint::Thaw)?;
+        tracer.release()?;
+        watch.lap(Phase::Thaw);
+        watch.finish(&mut report);
+        Ok(report)
+    }
+
+    /// Kills strangers and stops the threads of the snapshot. Returns threads that the request started, by
+    /// process.
+    fn stop(
+        &self,
+        tracer: &mut Tracer,
+        report: &mut RewindReport,
+    ) -> Result<BTreeMap<i32, Vec<i32>>, Quarantine> {
+        // Strangers first: a thread of ours that waits for a vfork child cannot stop before the child is gone.
+        let mut killed = BTreeMap::new();
+        self.kill_strangers(&mut killed)?;
+        for process in &self.processes {
+            for tid in process.tids() {
+                if !tracer.interrupt(process.pid, tid)? {
+                    return Err(vanished(process, tid));
+                }
+            }
+        }
+        self.wait_for_ours(tracer)?;
+        let mut extra: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
+        // A thread that is not stopped yet may make others, so look until a look finds nothing new.
+        loop {
+            let mut found = false;
+            for process in &self.processes {
+                for tid in unattached(process.pid, tracer)? {
+                    if tracer.interrupt(process.pid, tid)? {
+                        extra.entry(process.pid).or_default().push(tid);
+                        found = true;
+                    }
+                }
+            }
+            if !found {
+                break;
+            }
+            let gone = self.wait_for_ours(tracer)?;
+            extra.values_mut().for_each(|tids| tids.retain(|tid| !gone.contains(tid)));
+        }
+        extra.retain(|_, tids| !tids.is_empty());
+        // Nothing of ours runs, so only strangers make strangers.
+        let deadline = Instant::now() + self.options.step_deadline;
+        let mut pause = Duration::from_micros(20);
+        loop {
+            self.kill_strangers(&mut killed)?;
+            let dying = self.strangers()?;
+            killed.retain(|_, pidfd| !crate::sys::file::ready_to_read(pidfd.as_fd()).unwrap_or(false));
+            if dying.is_empty() && killed.is_empty() {
+                break;
+            }
+            if Instant::now() >= deadline {
+                let detail = format!("{} processes, such as {:?}", dying.len(), dying.first());
+                return Err(Quarantine::new(Reason::StrangerAlive, detail));
+            }
+            report.strangers_killed = report.strangers_killed.max(killed.len() as u64);
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(2));
+        }
+        for process in &self.processes {
+            if process.exited()? {
+                return Err(Quarantine::new(Reason::ProcessVanished, format!("process {}", process.pid)));
+            }
+        }
+        Ok(extra)
+    }
+
+    /// Waits for the stop of all attached threads; those of the snapshot must not have exited instead.
+    fn wait_for_ours(&self, tracer: &mut Tracer) -> Result<Vec<i32>, Quarantine> {
+        let gone = tracer.wait_stopped(Signals::Drop)?;
+        for process in &self.processes {
+            if let Some(tid) = process.tids().find(|tid| gone.contains(tid)) {
+                return Err(vanished(process, tid));
+            }
+        }
+        Ok(gone)
+    }
+
+    /// Processes in the control group that are not of the snapshot.
+    fn strangers(&self) -> Result<Vec<Pid>, Quarantine> {
+        let members = self.target.members();
+        let unreadable = || format!("control group {}", self.target.cgroup().display());
+        if members.children().or_quarantine(Reason::Unreadable, unreadable)? != self.groups {
+            return Err(Quarantine::new(Reason::CgroupChanged, unreadable()));
+        }
+        let mut pids = members.processes().or_quarantine(Reason::Unreadable, unreadable)?;
+        let before = pids.len();
+        pids.retain(|pid| !self.processes.iter().any(|process| process.pid == pid.as_raw()));
+        if before - pids.len() < self.processes.len() {
+            let listed = format!("{} of {} listed", before - pids.len(), self.processes.len());
+            return Err(Quarantine::new(Reason::ProcessVanished, listed));
+        }
+        Ok(pids)
+    }
+
+    /// Sends SIGKILL to every stranger, without attaching to any. Handles of those killed go to `killed`.
+    fn kill_strangers(&self, killed: &mut BTreeMap<i32, OwnedFd>) -> Result<(), Quarantine> {
+        let found = self.strangers()?;
+        if found.is_empty() {
+            return Ok(());
+        }
+        let mut handles: Vec<(Pid, OwnedFd)> = Vec::with_capacity(found.len());
+        for pid in found {
+            if let Ok(handle) = calls::pidfd_open(pid.as_raw()) {
+                handles.push((pid, handle));
+            }
+        }
+        // Listed again after its handle was opened: the handle is of that process, not of another that got
+        // its number in between.
+        let still = self.strangers()?;
+        for (pid, handle) in handles {
+            if still.contains(&pid) {
+                // An error means that it is gone.
+                let _ = calls::pidfd_kill(handle.as_fd(), libc::SIGKILL);
+                killed.insert(pid.as_raw(), handle);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn vanished(process: &Process, tid: i32) -> Quarantine {
+    if tid == process.pid {
+        return Quarantine::new(Reason::ProcessVanished, format!("process {}", process.pid));
+    }
+    Quarantine::new(Reason::ThreadVanished, format!("thread {tid} of process {}", process.pid))
+}
+
+/// Kills every process of a container that nobody can vouch for any more. Best effort: the caller destroys
+/// the container anyway, this only makes sure that nothing runs meanwhile.
+pub(crate) fn destroy(target: &Target) {
+    // A fork bomb is outrun by a few rounds: a process with SIGKILL pending cannot fork.
+    for _ in 0..64 {
+        let Ok(pids) = target.members().processes() else { return };
+        if pids.is_empty() {
+            return;
+        }
+        for pid in pids {
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
