@@ -50,6 +50,36 @@ const PINGS_IN_FLIGHT_MAX: usize = 5;
 /// Asks the container backend whether it is there. The text of an error goes to the log.
 pub type Probe = Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 
+/// A client of the Docker Engine at `unix:///path` or `tcp://host:port`.
+///
+/// # Errors
+/// If the address is neither, or the socket does not exist.
+pub fn docker(host: &str) -> Result<bollard::Docker, bollard::errors::Error> {
+    const VERSION: &bollard::ClientVersion = bollard::API_DEFAULT_VERSION;
+    let seconds = PROBE_WITHIN.as_secs();
+    if host.starts_with("unix://") {
+        bollard::Docker::connect_with_unix(host, seconds, VERSION)
+    } else {
+        bollard::Docker::connect_with_http(host, seconds, VERSION)
+    }
+}
+
+/// Asks the Docker Engine at `host`; the smallest question there is.
+pub fn docker_probe(host: &str) -> Probe {
+    let host = host.to_owned();
+    Arc::new(move || {
+        // Connected anew each time: what is asked is whether a new connection is served.
+        let docker = docker(&host);
+        async move {
+            match docker {
+                Ok(docker) => docker.ping().await.map(drop).map_err(|error| chain(&error)),
+                Err(error) => Err(chain(&error)),
+            }
+        }
+        .boxed()
+    })
+}
+
 /// What an operator's order did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Switched {

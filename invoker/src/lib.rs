@@ -3,6 +3,7 @@
 pub mod activation;
 pub mod bus;
 pub mod cli;
+pub mod check;
 pub mod container;
 pub mod dispatch;
 pub mod errors;
@@ -16,3 +17,4 @@ pub mod pool;
 pub mod settings;
 pub mod shutdown;
 pub mod start;
+pub mod privileges;
