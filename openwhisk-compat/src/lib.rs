@@ -19,6 +19,7 @@ pub mod config;
 pub mod crypt;
 pub mod duration;
 pub mod entity;
+mod json;
 pub mod limits;
 pub mod logs;
 pub mod manifest;

@@ -72,7 +72,7 @@ pub fn init_response(
         }
         ContainerReply::Answer { body, truncated: None, .. } => {
             let text = String::from_utf8_lossy(body);
-            let error = match serde_json::from_str(&text) {
+            let error = match crate::json::parse(&text) {
                 Ok(Value::Object(mut members)) => members.remove("error"),
                 _ => None,
             };
@@ -102,7 +102,7 @@ pub fn run_response(reply: ContainerReply, elapsed_ms: u64, limits: &CallLimits)
         ContainerReply::Answer { status, body, truncated: None } => {
             let text = String::from_utf8_lossy(&body);
             let size = utf16_length(&text);
-            match (serde_json::from_str(&text), status) {
+            match (crate::json::parse(&text), status) {
                 (Ok(Value::Object(mut members)), OK) => match members.remove("error") {
                     Some(error) => ActivationResponse::error(StatusCode::ApplicationError, error, Some(size)),
                     None => ActivationResponse::success(Value::Object(members), size),
@@ -173,6 +173,9 @@ pub enum Fallback {
     Blacklisted,
     /// The action's limits exceed the user's; the text names which (see [`crate::limits`]).
     LimitExceeded(String),
+    /// The arguments cannot be used (see [`crate::message::ActivationMessage::unusable_content`]); ours alone,
+    /// upstream drops such a message.
+    UnusableArguments(String),
     /// No container could be created.
     NotProvisioned,
     /// The image of a blackbox action could not be pulled.
@@ -200,6 +203,9 @@ impl Fallback {
                 (ApplicationError, "The action was not invoked due to a blacklisted namespace.".to_owned())
             }
             Fallback::LimitExceeded(text) => (ApplicationError, text.clone()),
+            Fallback::UnusableArguments(reason) => {
+                (ApplicationError, format!("The action was not invoked: its {reason}."))
+            }
             Fallback::NotProvisioned => {
                 (WhiskError, "Failed to provision resources to run the action.".to_owned())
             }
@@ -441,6 +447,11 @@ mod tests {
             (Fallback::NotFetched, 3, "Action could not be fetched."),
             (Fallback::Blacklisted, 1, "The action was not invoked due to a blacklisted namespace."),
             (Fallback::LimitExceeded("requirement failed: x".to_owned()), 1, "requirement failed: x"),
+            (
+                Fallback::UnusableArguments("arguments are 7".to_owned()),
+                1,
+                "The action was not invoked: its arguments are 7.",
+            ),
             (Fallback::NotProvisioned, 3, "Failed to provision resources to run the action."),
             (Fallback::ImageNotPulled("a/b:1".to_owned()), 2, "Failed to pull container image 'a/b:1'."),
             (Fallback::NoExecutable("a/b".to_owned()), 2, "executable file not found in image a/b"),

@@ -133,7 +133,7 @@ settings! {
         /// Settings of the topic `invoker<N>` when it is created, such as `retention-ms`; and `partitions`.
         invoker_topic: Map = tree "kafka.topics.invoker";
         /// Client properties of producer and consumer, `-` for `.`: `security-protocol`, `ssl-...`, `sasl-...`.
-        common: Map = tree "kafka.common" or "security-protocol=PLAINTEXT";
+        common: Map = tree "kafka.common" or "security-protocol=PLAINTEXT, ssl-endpoint-identification-algorithm=";
         /// Client properties of the producer. Upstream's default is `acks=1`, with which an answer is lost with the leader that took it; with `all` retries also cannot send one twice.
         producer: Map = tree "kafka.producer" or "acks=all, request-timeout-ms=30000, metadata-max-age-ms=15000";
         /// Client properties of the consumer.

@@ -59,8 +59,8 @@ pub trait ReadContext {
     fn standard_limits(&self) -> ActionLimits;
 }
 
-/// Why a document is no executable action. [`EntityError::is_executable_elsewhere`] and the variants say
-/// which fallback of contract 3.5 applies.
+/// Why a document is no executable action. [`EntityError::NotExecutable`] is answered as an action that could
+/// not be fetched, every other variant as an unreadable document (contract 3.5).
 #[derive(Debug, thiserror::Error)]
 pub enum EntityError {
     /// Not JSON, or a member is missing or has the wrong type.

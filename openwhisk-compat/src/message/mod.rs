@@ -37,14 +37,13 @@ pub enum MessageError {
 
 /// One activation to run: topic `<prefix>invoker<N>` (contract 2.1).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", from = "Envelope")]
 pub struct ActivationMessage {
     /// Echoed unchanged in every acknowledgement.
     pub transid: TransactionId,
     /// The action to run, as the controller resolved it.
     pub action: FullyQualifiedName,
     /// The revision of the action's document; absent (`null`) for health tests.
-    #[serde(default)]
     pub revision: Option<String>,
     /// Who invokes.
     pub user: Identity,
@@ -55,19 +54,22 @@ pub struct ActivationMessage {
     /// Whether a caller waits for the result.
     pub blocking: bool,
     /// The arguments, an object or an array; parameters of package and action are merged in already.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "content")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<Value>,
+    /// Why the arguments cannot be used, if so; `content` is absent then. They are the caller's, and a caller
+    /// must not be able to take the invoker's slot from the controller by arguments that nobody answers.
+    #[serde(skip)]
+    pub unusable_content: Option<String>,
     /// Names of the arguments that go to the environment at `/init`.
     pub init_args: Vec<String>,
     /// Arguments that are encrypted, with the algorithm of each (contract 4.4). Older controllers leave the
     /// member out.
-    #[serde(default)]
     pub locked_args: BTreeMap<String, String>,
     /// The activation of the enclosing sequence or composition.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<ActivationId>,
     /// Context of a tracing system; carried, not used.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub trace_context: Option<BTreeMap<String, String>>,
 }
 
@@ -76,6 +78,7 @@ impl ActivationMessage {
     ///
     /// # Errors
     /// Anything that is not an activation message; such a message has no acknowledgement (contract 3.4).
+    /// Unusable arguments are no error here, see [`ActivationMessage::unusable_content`].
     pub fn parse(value: &[u8]) -> Result<Self, MessageError> {
         serde_json::from_slice(value).map_err(MessageError::Json)
     }
@@ -86,13 +89,63 @@ impl ActivationMessage {
     }
 }
 
-fn content<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
-    match Option::<Value>::deserialize(deserializer)? {
-        None => Ok(None),
-        Some(value @ (Value::Object(_) | Value::Array(_))) => Ok(Some(value)),
-        Some(other) => {
-            Err(D::Error::custom(format_args!("content is {other}, expected an object or an array")))
+/// An activation message before its arguments are read. Reading raw JSON knows no limit of depth.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Envelope {
+    transid: TransactionId,
+    action: FullyQualifiedName,
+    #[serde(default)]
+    revision: Option<String>,
+    user: Identity,
+    activation_id: ActivationId,
+    root_controller_index: ControllerId,
+    blocking: bool,
+    #[serde(default)]
+    content: Option<Box<RawValue>>,
+    init_args: Vec<String>,
+    #[serde(default)]
+    locked_args: BTreeMap<String, String>,
+    #[serde(default)]
+    cause: Option<ActivationId>,
+    #[serde(default)]
+    trace_context: Option<BTreeMap<String, String>>,
+}
+
+impl From<Envelope> for ActivationMessage {
+    fn from(envelope: Envelope) -> Self {
+        let (content, unusable_content) = match envelope.content.map(|raw| read_content(&raw)) {
+            None => (None, None),
+            Some(Ok(content)) => (content, None),
+            Some(Err(reason)) => (None, Some(reason)),
+        };
+        Self {
+            transid: envelope.transid,
+            action: envelope.action,
+            revision: envelope.revision,
+            user: envelope.user,
+            activation_id: envelope.activation_id,
+            root_controller_index: envelope.root_controller_index,
+            blocking: envelope.blocking,
+            content,
+            unusable_content,
+            init_args: envelope.init_args,
+            locked_args: envelope.locked_args,
+            cause: envelope.cause,
+            trace_context: envelope.trace_context,
         }
+    }
+}
+
+fn read_content(raw: &RawValue) -> Result<Option<Value>, String> {
+    match crate::json::parse(raw.get()) {
+        Ok(Value::Null) => Ok(None),
+        Ok(value @ (Value::Object(_) | Value::Array(_))) => Ok(Some(value)),
+        Ok(other) => {
+            let shown: String = other.to_string().chars().take(80).collect();
+            Err(format!("arguments are {shown}, expected an object or an array"))
+        }
+        Err(error) => Err(format!("arguments cannot be read: {error}")),
     }
 }
 

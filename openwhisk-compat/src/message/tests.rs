@@ -114,7 +114,6 @@ fn mistakes_are_named() {
         let error = result.expect_err("a mistake");
         std::error::Error::source(&error).expect("a source").to_string()
     }
-    assert!(text(activation(|m| m["content"] = json!("text"))).contains("content is \"text\""));
     assert!(text(activation(|m| m["activationId"] = json!("xyz"))).contains("`xyz` is not an activation id"));
     assert!(text(activation(|m| m["action"] = json!("/"))).contains("`/` is not the name"));
     assert!(
@@ -145,6 +144,25 @@ fn every_form_of_a_member_is_read() {
     let key =
         activation(|message| message["user"]["authkey"] = json!("u:k")).expect("a bare key").user.authkey;
     assert_eq!(key.get("api_key"), Some(&json!("u:k")));
+}
+
+#[test]
+fn arguments_that_cannot_be_used_are_answered() {
+    let reason = |content: &str| {
+        let json = ACTIVATION.replace(r#"{"name":"world"}"#, content);
+        let message = ActivationMessage::parse(json.as_bytes()).expect("a message all the same");
+        assert_eq!(message.content, None);
+        message.unusable_content
+    };
+    assert_eq!(reason("null"), None);
+    assert_eq!(reason("7").as_deref(), Some("arguments are 7, expected an object or an array"));
+    assert_eq!(reason("\"text\"").as_deref(), Some("arguments are \"text\", expected an object or an array"));
+    // A controller lets 1000 levels pass.
+    let deep = format!("{}{}", "[".repeat(1000), "]".repeat(1000));
+    assert!(
+        reason(&deep)
+            .is_some_and(|reason| reason.starts_with("arguments cannot be read: recursion limit exceeded"))
+    );
 }
 
 #[test]
