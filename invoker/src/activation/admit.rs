@@ -59,6 +59,9 @@ impl Admission {
             let response = Fallback::Blacklisted.response();
             return Err(Refusal { response, how: AtOnce::CombinedByReference });
         }
+        if let Some(reason) = &message.unusable_content {
+            return Err(Refusal::of(&Fallback::UnusableArguments(reason.clone())));
+        }
         let action = self.fetch(message).await.map_err(|error| {
             tracing::warn!(
                 tid = message.transid.id(),
