@@ -157,6 +157,9 @@ fn with_body(text: &str, body: &str) -> String {
 
 /// The length the JVM counts.
 fn utf16_length(text: &str) -> u64 {
+    if text.is_ascii() {
+        return text.len() as u64;
+    }
     text.chars().map(|c| if u32::from(c) > 0xffff { 2 } else { 1 }).sum()
 }
 

@@ -19,7 +19,7 @@ pub use self::document::document;
 pub use self::properties::find_properties_file;
 pub use self::sources::{ReadError, Sources};
 pub use self::table::*;
-pub use self::value::{Choice, Fraction, Map, Secret};
+pub use self::value::{Choice, Fraction, ManifestText, Map, Secret};
 
 /// One setting, as the table declares it.
 #[derive(Debug, Clone, Copy)]

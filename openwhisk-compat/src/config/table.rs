@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::sources::Sources;
-use super::value::{Choice, Fraction, Map, Scalar, Secret, Value};
+use super::value::{Choice, Fraction, ManifestText, Map, Scalar, Secret, Value};
 use super::{Declaration, Mistake, Origin};
 use crate::size::ByteSize;
 
@@ -96,8 +96,8 @@ settings! {
         kafka_hosts: String = flat "kafka.hosts";
         /// ZooKeeper's servers, `host:port` separated by commas. Needed only with `--uniqueName` and without `--id`.
         zookeeper_hosts: Option<String> = flat "zookeeper.hosts";
-        /// The runtimes manifest, as JSON text.
-        runtimes_manifest: String = flat "runtimes.manifest";
+        /// The runtimes: kinds, their images, and how many containers of each are kept ready.
+        runtimes_manifest: ManifestText = flat "runtimes.manifest";
         /// Protocol of the API's address that actions are given as `__OW_API_HOST`.
         api_host_proto: String = flat "whisk.api.host.proto" or "https";
         /// Port of that address; left out of `__OW_API_HOST` when it is the protocol's own.

@@ -151,6 +151,7 @@ fn all_mistakes_are_reported_at_once() {
         ("CONFIG_whisk_blacklist_pollInterval", "often"),
         ("CONFIG_whisk_userEvents_enabled", "yes"),
         ("CONFIG_whisk_spi_LogStoreProvider", "org.example.Mine"),
+        ("RUNTIMES_MANIFEST", r#"{"runtimes":{"x":[{"kind":"x:1"}]}}"#),
     ] {
         environment.insert(name.to_owned(), value.to_owned());
     }
@@ -169,10 +170,11 @@ fn all_mistakes_are_reported_at_once() {
         "CONFIG_whisk_blacklist_pollInterval: `often` is not a duration",
         "CONFIG_whisk_userEvents_enabled: `yes` is not usable, expected `true` or `false`",
         "CONFIG_whisk_spi_LogStoreProvider: `org.example.Mine` is not usable",
+        "RUNTIMES_MANIFEST: family `x`: missing field `image`",
     ] {
         assert!(found.iter().any(|mistake| mistake.starts_with(expected)), "{expected}\nnot in\n{found:#?}");
     }
-    assert_eq!(found.len(), 10);
+    assert_eq!(found.len(), 11);
 }
 
 #[test]

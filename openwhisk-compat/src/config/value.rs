@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::sources::Lookup;
 use super::{Declaration, Mistake, Sources};
 use crate::duration;
+use crate::manifest::RuntimesManifest;
 use crate::size::ByteSize;
 
 /// A setting's type.
@@ -187,6 +188,31 @@ impl Scalar for Secret {
 
     fn parse(text: &str) -> Result<Self, String> {
         Ok(Self(text.to_owned()))
+    }
+}
+
+/// The runtimes manifest's text, known to be readable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ManifestText(String);
+
+impl std::ops::Deref for ManifestText {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Scalar for ManifestText {
+    fn written() -> String {
+        "the manifest, as JSON text".to_owned()
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match RuntimesManifest::parse(text) {
+            Ok(_) => Ok(Self(text.to_owned())),
+            Err(error) => Err(error.to_string()),
+        }
     }
 }
 
