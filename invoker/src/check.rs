@@ -140,6 +140,34 @@ pub struct Input {
     pub id: Option<IdChoice>,
 }
 
+impl Input {
+    /// What this process's environment says. The command line of `rewind invoker` is not known here: an id may
+    /// come either way.
+    #[must_use]
+    pub fn from_process() -> Self {
+        let settings = crate::settings::Settings::from_process(&crate::cli::InvokerArgs::default());
+        let names: Vec<String> =
+            std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned()).collect();
+        // With mistakes elsewhere in the configuration these two still decide what is needed of the machine.
+        let said = |name: &str| std::env::var(name).unwrap_or_default();
+        let isolation = settings.as_ref().map_or_else(
+            |_| said("REWIND_ISOLATION").parse().unwrap_or(Isolation::Rewind),
+            |settings| settings.isolation,
+        );
+        let engine = settings.as_ref().map_or_else(
+            |_| said("REWIND_ENGINE").parse().unwrap_or(Engine::Auto),
+            |settings| settings.engine,
+        );
+        Self {
+            settings: settings.map(|settings| settings.config),
+            configured: is_configured(names.iter().map(String::as_str)),
+            isolation,
+            engine,
+            id: None,
+        }
+    }
+}
+
 /// Whether the environment looks like that of an invoker.
 pub fn is_configured<'a>(mut variables: impl Iterator<Item = &'a str>) -> bool {
     variables.any(|name| {
@@ -215,10 +243,11 @@ fn machine(report: &mut Report, isolation: Isolation) {
         }
         Ok(missing) => {
             for need in missing {
+                let status = if need.essential { Status::Missing } else { Status::Warning };
                 let name = need.capability.to_string();
                 let short = name.trim_start_matches("CAP_").to_owned();
                 report
-                    .add(AREA, name, Status::Missing, format!("needed to {}", need.purpose))
+                    .add(AREA, name, status, format!("absent, needed to {}", need.purpose))
                     .remedy(format!("run as root, or with --cap-add={short}"));
             }
         }

@@ -2,8 +2,8 @@
 
 pub mod activation;
 pub mod bus;
-pub mod cli;
 pub mod check;
+pub mod cli;
 pub mod container;
 pub mod dispatch;
 pub mod errors;
@@ -14,7 +14,7 @@ pub mod id;
 pub mod journal;
 pub mod metrics;
 pub mod pool;
+pub mod privileges;
 pub mod settings;
 pub mod shutdown;
 pub mod start;
-pub mod privileges;

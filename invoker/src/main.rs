@@ -1,10 +1,13 @@
 //! The program `rewind`.
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
-use openwhisk_compat::config::LogFormat;
+use openwhisk_compat::config::{Isolation, LogFormat};
+use rewind_invoker::check::{self, Input};
 use rewind_invoker::cli::{self, Command};
 use rewind_invoker::errors::chain;
+use rewind_invoker::privileges;
 use rewind_invoker::settings::Settings;
 use rewind_invoker::start;
 use tracing_subscriber::EnvFilter;
@@ -27,10 +30,48 @@ fn main() -> ExitCode {
                 }
             };
             begin_log(&settings.config.rewind.log, settings.config.rewind.log_format);
+            give_up_privileges(settings.isolation);
             in_runtime(start::run(settings))
         }
-        Command::Check(_) => ExitCode::FAILURE,
+        Command::Check(args) => check_machine(args.json),
     }
+}
+
+/// Before there is a second thread: capabilities belong to threads.
+fn give_up_privileges(isolation: Isolation) {
+    match privileges::missing(isolation) {
+        Ok(missing) => {
+            for need in missing {
+                if need.essential {
+                    tracing::error!(capability = %need.capability, "absent, needed to {}", need.purpose);
+                } else {
+                    tracing::warn!(capability = %need.capability, "absent, needed to {}", need.purpose);
+                }
+            }
+        }
+        Err(error) => tracing::warn!(%error, "capabilities cannot be read"),
+    }
+    match privileges::drop_unneeded(isolation) {
+        Ok(dropped) => tracing::info!("capabilities: {dropped}"),
+        Err(error) => tracing::warn!(%error, "capabilities cannot be dropped"),
+    }
+}
+
+fn check_machine(json: bool) -> ExitCode {
+    let input = Input::from_process();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("cannot check: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let report = runtime.block_on(check::check(&input));
+    runtime.shutdown_background();
+    let text = if json { format!("{}\n", report.json()) } else { report.to_string() };
+    // Whoever reads through a pipe may stop reading; the status still tells.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    if report.starts() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn begin_log(filter: &str, format: LogFormat) {

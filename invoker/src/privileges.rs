@@ -19,10 +19,17 @@ pub struct Need {
     pub purpose: &'static str,
     /// Whether only rewinding needs it; the other isolation modes do without.
     pub rewind_only: bool,
+    /// Whether nothing works without it. Without another one, a container whose request made it necessary is
+    /// quarantined.
+    pub essential: bool,
 }
 
-const fn need(capability: Capability, purpose: &'static str) -> Need {
-    Need { capability, purpose, rewind_only: true }
+const fn essential(capability: Capability, purpose: &'static str) -> Need {
+    Need { capability, purpose, rewind_only: true, essential: true }
+}
+
+const fn useful(capability: Capability, purpose: &'static str) -> Need {
+    Need { capability, purpose, rewind_only: true, essential: false }
 }
 
 /// Everything the program uses, with its reason. What is not here is dropped at start.
@@ -31,29 +38,32 @@ pub const NEEDS: &[Need] = &[
         capability: Capability::CAP_DAC_OVERRIDE,
         purpose: "read the engine's log files and socket, write the control groups, put files of containers back",
         rewind_only: false,
+        essential: true,
     },
     Need {
         capability: Capability::CAP_DAC_READ_SEARCH,
         purpose: "read files of containers whatever their mode",
         rewind_only: false,
+        essential: true,
     },
     Need {
         capability: Capability::CAP_KILL,
         purpose: "end processes that a request left behind, whatever their user",
         rewind_only: false,
+        essential: true,
     },
-    need(Capability::CAP_SYS_PTRACE, "stop, read and put back processes of containers"),
-    need(
+    essential(Capability::CAP_SYS_PTRACE, "stop, read and put back processes of containers"),
+    essential(
         Capability::CAP_SYS_ADMIN,
         "scan and protect pages, enter namespaces of containers, read overlay attributes",
     ),
-    need(Capability::CAP_SYS_RESOURCE, "put resource limits back"),
-    need(Capability::CAP_SYS_NICE, "put priorities and CPU affinity back"),
-    need(Capability::CAP_CHOWN, "put owners of files back"),
-    need(Capability::CAP_FOWNER, "put modes, times and attributes of files back"),
-    need(Capability::CAP_FSETID, "put set-user-id and set-group-id bits of files back"),
-    need(Capability::CAP_MKNOD, "put device files of a container back"),
-    need(Capability::CAP_SETFCAP, "put capabilities of files back"),
+    useful(Capability::CAP_SYS_RESOURCE, "put resource limits back"),
+    useful(Capability::CAP_SYS_NICE, "put priorities and CPU affinity back"),
+    essential(Capability::CAP_CHOWN, "put owners of files back"),
+    essential(Capability::CAP_FOWNER, "put modes, times and attributes of files back"),
+    useful(Capability::CAP_FSETID, "put set-user-id and set-group-id bits of files back"),
+    useful(Capability::CAP_MKNOD, "put device files of a container back"),
+    useful(Capability::CAP_SETFCAP, "put capabilities of files back"),
 ];
 
 /// What this isolation mode needs.

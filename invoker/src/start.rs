@@ -33,6 +33,7 @@ use crate::health::Health;
 use crate::http::{HttpSettings, HttpsSettings, Server};
 use crate::id::{self, IdChoice};
 use crate::journal::{Journal, Origin, Recovered};
+use crate::metrics::backend::Metered;
 use crate::metrics::{Metrics, Naming};
 use crate::settings::Settings;
 use crate::shutdown::{self, Running, Signals};
@@ -91,7 +92,7 @@ async fn start(settings: &Settings) -> Result<Running, StartError> {
 
     // Kafka and the container engine do not know each other: neither waits for the other.
     let (bus, backend) =
-        tokio::try_join!(connect_bus(settings, &topic), connect_engine(settings, &instance))?;
+        tokio::try_join!(connect_bus(settings, &topic), connect_engine(settings, &instance, &metrics))?;
     metrics.backend_up(true);
     let (journal, recovered) = Journal::open(
         &settings.journal_dir(&topic.name),
@@ -227,8 +228,10 @@ async fn connect_bus(settings: &Settings, topic: &TopicSpec) -> Result<Kafka, St
 async fn connect_engine(
     settings: &Settings,
     instance: &InvokerInstanceId,
+    metrics: &Arc<Metrics>,
 ) -> Result<Arc<dyn ContainerBackend>, StartError> {
     let backend = DockerBackend::connect(settings.docker(instance)).await?;
+    let backend = Metered::new(Arc::new(backend), Arc::clone(metrics));
     tracing::info!("{}", backend.describe());
     let report = backend.sweep().await?;
     if !report.removed.is_empty() {

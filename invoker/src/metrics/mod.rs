@@ -9,6 +9,7 @@
 //! never fails: a series that cannot be registered is left out rather than allowed to stop an activation.
 //! [`Metrics::render`] gives the text of format version 0.0.4.
 
+pub mod backend;
 mod families;
 pub mod ours;
 mod process;
