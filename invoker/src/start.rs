@@ -69,6 +69,9 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
 async fn start(settings: &Settings) -> Result<Running, StartError> {
     let config = &settings.config;
     announce_isolation(settings)?;
+    for variable in openwhisk_compat::config::Settings::unread_in_process() {
+        tracing::warn!(variable, "looks like a setting and is none, see docs/configuration.md");
+    }
     let id = id::choose(&IdChoice {
         id: settings.args.id(),
         unique_name: settings.args.unique_name().map(str::to_owned),

@@ -150,7 +150,7 @@ impl Executor {
         let body = invocation.init_body(&arguments.env, start + u64::from(limits.timeout_ms));
         let span = self.metrics.start(Step::ActivationInit);
         let end = tokio::select! {
-            end = container.init(self.request(&body, &limits)) => end,
+            end = container.init(self.request(&body, &limits, None)) => end,
             () = self.cut_off.cancelled() => {
                 span.failed();
                 let times = Times { init: Some((start, now_ms())), run: None };
@@ -211,7 +211,7 @@ impl Executor {
         let body = invocation.run_body(&arguments.run, start + u64::from(limits.timeout_ms));
         let span = self.metrics.start(Step::ActivationRun);
         let end = tokio::select! {
-            end = lease.run(self.request(&body, &limits), found_at_rest) => end,
+            end = lease.run(self.request(&body, &limits, message.user.limits.truncation_size), found_at_rest) => end,
             () = self.cut_off.cancelled() => {
                 span.failed();
                 self.cut_off(activation, Times { init, run: Some((start, now_ms())) });
@@ -234,12 +234,13 @@ impl Executor {
         if failed || logs_failed { JobEnd::Failed } else { JobEnd::Kept }
     }
 
-    fn request<'a>(&self, body: &'a [u8], limits: &CallLimits) -> Request<'a> {
+    /// `truncation`: how much the user lets stand of an answer that is too long.
+    fn request<'a>(&self, body: &'a [u8], limits: &CallLimits, truncation: Option<ByteSize>) -> Request<'a> {
         Request {
             body,
             timeout: Duration::from_millis(u64::from(limits.timeout_ms)),
             answer_bytes_max: limits.allowed_bytes,
-            truncated_bytes: self.settings.truncation_bytes,
+            truncated_bytes: truncation.map_or(self.settings.truncation_bytes, ByteSize::bytes),
         }
     }
 

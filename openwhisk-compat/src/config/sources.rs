@@ -74,11 +74,16 @@ impl Sources {
     /// # Errors
     /// A file that exists and cannot be read.
     pub fn from_process() -> Result<Self, ReadError> {
+        let directory = std::env::current_dir().ok();
+        Self::of_environment().with_files(directory.as_deref())
+    }
+
+    /// The variables of this process alone.
+    pub(super) fn of_environment() -> Self {
         let environment = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect();
-        let directory = std::env::current_dir().ok();
-        Self::from_environment(environment).with_files(directory.as_deref())
+        Self::from_environment(environment)
     }
 
     /// Adds the files that variables and the working directory lead to.

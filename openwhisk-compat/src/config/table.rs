@@ -570,4 +570,9 @@ impl Settings {
         };
         sources.unread(&declarations()).into_iter().filter(|name| !without_effect(name)).collect()
     }
+
+    /// The same for the variables of this process.
+    pub fn unread_in_process() -> Vec<String> {
+        Self::unread(&Sources::of_environment())
+    }
 }
