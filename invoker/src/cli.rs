@@ -46,12 +46,15 @@ pub struct InvokerArgs {
     engine: Option<Blank<Engine>>,
 }
 
-/// Options of `rewind check`.
+/// Options of `rewind check`: those of the invoker whose start is in question.
 #[derive(Debug, Clone, Default, Args)]
 pub struct CheckArgs {
     /// Machine-readable output.
     #[arg(long)]
     pub json: bool,
+    /// As for `rewind invoker`.
+    #[command(flatten)]
+    pub invoker: InvokerArgs,
 }
 
 impl InvokerArgs {
@@ -77,6 +80,12 @@ impl InvokerArgs {
     #[must_use]
     pub fn overwrite_id(&self) -> Option<u32> {
         self.overwrite_id.as_ref().and_then(|id| id.0)
+    }
+
+    /// Whether any of the options that the id follows from was given.
+    #[must_use]
+    pub fn names_an_id(&self) -> bool {
+        self.id().is_some() || self.unique_name().is_some()
     }
 
     /// `--isolation`, which wins over the environment.

@@ -5,8 +5,9 @@ use std::process::ExitCode;
 
 use openwhisk_compat::config::{Isolation, LogFormat};
 use rewind_invoker::check::{self, Input};
-use rewind_invoker::cli::{self, Command};
+use rewind_invoker::cli::{self, CheckArgs, Command};
 use rewind_invoker::errors::chain;
+use rewind_invoker::id::IdChoice;
 use rewind_invoker::privileges;
 use rewind_invoker::settings::Settings;
 use rewind_invoker::start;
@@ -33,7 +34,7 @@ fn main() -> ExitCode {
             give_up_privileges(settings.isolation);
             in_runtime(start::run(settings))
         }
-        Command::Check(args) => check_machine(args.json),
+        Command::Check(args) => check_machine(&args),
     }
 }
 
@@ -57,8 +58,17 @@ fn give_up_privileges(isolation: Isolation) {
     }
 }
 
-fn check_machine(json: bool) -> ExitCode {
-    let input = Input::from_process();
+fn check_machine(args: &CheckArgs) -> ExitCode {
+    let mut input = Input::from_process();
+    let asked = &args.invoker;
+    input.isolation = asked.isolation().unwrap_or(input.isolation);
+    input.engine = asked.engine().unwrap_or(input.engine);
+    input.id = asked.names_an_id().then(|| IdChoice {
+        id: asked.id(),
+        unique_name: asked.unique_name().map(str::to_owned),
+        overwrite: asked.overwrite_id(),
+        zookeeper_hosts: input.settings.as_ref().ok().and_then(|config| config.openwhisk.zookeeper_hosts.clone()),
+    });
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -68,7 +78,7 @@ fn check_machine(json: bool) -> ExitCode {
     };
     let report = runtime.block_on(check::check(&input));
     runtime.shutdown_background();
-    let text = if json { format!("{}\n", report.json()) } else { report.to_string() };
+    let text = if args.json { format!("{}\n", report.json()) } else { report.to_string() };
     // Whoever reads through a pipe may stop reading; the status still tells.
     let _ = std::io::stdout().write_all(text.as_bytes());
     if report.starts() { ExitCode::SUCCESS } else { ExitCode::FAILURE }

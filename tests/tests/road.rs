@@ -10,7 +10,8 @@ const ECHO: &str = "def main(args):\n    print('hello')\n    return {'echo': arg
 #[tokio::test(flavor = "multi_thread")]
 async fn first_light() {
     let lab = Lab::new("light").await;
-    let invoker = lab.invoker().isolation("none").start(&lab).await;
+    let mode = std::env::var("MODE").unwrap_or("none".into());
+    let invoker = lab.invoker().isolation(&mode).start(&lab).await;
     eprintln!("first ping after {:?}", invoker.first_ping);
     let revision = lab.store.put_action(&Action::new("guest/echo", "python:3.11", ECHO)).await;
     for n in 0..20 {
@@ -19,7 +20,8 @@ async fn first_light() {
         eprintln!("{:?} {}", begun.elapsed(), ack.response());
         assert_eq!(ack.result()["echo"], json!({"n": n}), "{}\n{}", ack.response(), invoker.tail());
     }
-    let _ = Duration::ZERO;
+    for line in invoker.metrics().await.lines().filter(|l| l.starts_with("rewind_") && !l.contains(" 0") && !l.contains("bucket")) { eprintln!("{line}"); }
+    let _ = Duration::ZERO; eprintln!("{}", invoker.tail());
     let status = invoker.stop().await;
     assert!(status.success(), "{status}");
     lab.controller.finish().await;
