@@ -67,7 +67,11 @@ fn check_machine(args: &CheckArgs) -> ExitCode {
         id: asked.id(),
         unique_name: asked.unique_name().map(str::to_owned),
         overwrite: asked.overwrite_id(),
-        zookeeper_hosts: input.settings.as_ref().ok().and_then(|config| config.openwhisk.zookeeper_hosts.clone()),
+        zookeeper_hosts: input
+            .settings
+            .as_ref()
+            .ok()
+            .and_then(|config| config.openwhisk.zookeeper_hosts.clone()),
     });
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
