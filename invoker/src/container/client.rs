@@ -271,3 +271,148 @@ fn parse_length(value: &[u8]) -> Option<u64> {
 fn broken(what: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::unistd::Pid;
+    use proptest::prelude::*;
+    use tokio::net::TcpListener;
+
+    fn call(address: SocketAddr, body: &[u8]) -> Call<'_> {
+        Call {
+            address,
+            path: "/run",
+            body,
+            timeout: Duration::from_secs(30),
+            answer_bytes_max: 1 << 20,
+            truncated_bytes: 10,
+            until_listening: false,
+        }
+    }
+
+    fn ourselves() -> Liveness {
+        Liveness::of(Pid::this()).expect("our own pidfd")
+    }
+
+    /// Reads from what a peer would send, in pieces of `piece` bytes.
+    async fn read(sent: &[u8], piece: usize) -> io::Result<ContainerReply> {
+        let (mut far, mut near) = tokio::io::duplex(piece);
+        let sent = sent.to_vec();
+        let writer = tokio::spawn(async move {
+            let _ = far.write_all(&sent).await;
+        });
+        let address = ([127, 0, 0, 1], 8080).into();
+        let reply = read_answer(&mut near, &call(address, b"")).await;
+        drop(near);
+        writer.await.expect("writer");
+        reply
+    }
+
+    #[tokio::test]
+    async fn the_request_is_the_contracts() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let address = listener.local_addr().expect("address");
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.expect("accept");
+            let mut got = vec![0_u8; 4096];
+            let mut have = 0;
+            while !got[..have].ends_with(b"{\"value\":{}}") {
+                have += stream.read(&mut got[have..]).await.expect("read");
+            }
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}").await.expect("write");
+            drop(stream);
+            String::from_utf8(got[..have].to_vec()).expect("text")
+        });
+        let (outcome, closing) = exchange(&call(address, b"{\"value\":{}}"), &ourselves()).await;
+        let Outcome::Reply(reply) = outcome else { panic!("not sent: {outcome:?}") };
+        assert_eq!(reply, ContainerReply::Answer { status: 200, body: b"{}".to_vec(), truncated: None });
+        closing.expect("a connection to close").closed().await;
+        let request = server.await.expect("server");
+        assert!(request.starts_with("POST /run HTTP/1.1\r\n"), "{request}");
+        for header in [
+            "Content-Type: application/json",
+            "Accept: application/json",
+            "Content-Length: 12",
+            &format!("Host: {address}"),
+        ] {
+            assert!(request.contains(&format!("\r\n{header}\r\n")), "{header} in {request}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_dead_containers_address_is_not_talked_to() {
+        // The heir of the address listens already.
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let address = listener.local_addr().expect("address");
+        let (outcome, _) = exchange(&call(address, b"secret"), &Liveness::ended()).await;
+        assert!(matches!(outcome, Outcome::NotSent(_)), "{outcome:?}");
+        // It may have been connected to, but it was told nothing.
+        if let Ok(Ok((mut stream, _))) =
+            tokio::time::timeout(Duration::from_millis(50), listener.accept()).await
+        {
+            let mut heard = Vec::new();
+            stream.read_to_end(&mut heard).await.expect("closed");
+            assert_eq!(heard, b"");
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_there_is_not_sent() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let address = listener.local_addr().expect("address");
+        drop(listener);
+        let (outcome, _) = exchange(&call(address, b""), &ourselves()).await;
+        let Outcome::NotSent(error) = outcome else { panic!("sent: {outcome:?}") };
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    #[tokio::test]
+    async fn heads_in_pieces() {
+        let sent = b"HTTP/1.1 102 Wait\r\n\r\nHTTP/1.1 502 Bad\r\ncontent-length:  3 \r\nX: y\r\n\r\nabcd";
+        for piece in [1, 2, 7, 4096] {
+            let reply = read(sent, piece).await.expect("answer");
+            assert_eq!(reply, ContainerReply::Answer { status: 502, body: b"abc".to_vec(), truncated: None });
+        }
+    }
+
+    #[tokio::test]
+    async fn an_announcement_reserves_no_memory() {
+        let sent = b"HTTP/1.1 200 OK\r\nContent-Length: 18446744073709551615\r\n\r\n0123456789abc";
+        let reply = read(sent, 64).await.expect("answer");
+        let truncated = Some(u64::MAX);
+        assert_eq!(reply, ContainerReply::Answer { status: 200, body: b"0123456789".to_vec(), truncated });
+    }
+
+    #[tokio::test]
+    async fn lengths_that_are_none() {
+        for value in ["", "-1", "+2", "2, 2", "0x2", "18446744073709551616", "2 2"] {
+            let sent = format!("HTTP/1.1 200 OK\r\nContent-Length: {value}\r\n\r\n{{}}");
+            assert!(read(sent.as_bytes(), 64).await.is_err(), "{value}");
+        }
+        let both = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}";
+        assert!(read(both, 64).await.is_err());
+        let same_twice = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\n{}";
+        assert!(read(same_twice, 64).await.is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_break_the_reader(sent in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().expect("runtime");
+            let with_head = [b"HTTP/1.1 200 OK\r\n".as_slice(), &sent].concat();
+            for bytes in [sent, with_head] {
+                let _ = runtime.block_on(read(&bytes, 4096));
+            }
+        }
+
+        #[test]
+        fn a_body_comes_back_as_it_was(body in proptest::collection::vec(any::<u8>(), 0..5000), piece in 1_usize..600) {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().expect("runtime");
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+            let sent = [head.as_bytes(), &body].concat();
+            let reply = runtime.block_on(read(&sent, piece)).expect("answer");
+            prop_assert_eq!(reply, ContainerReply::Answer { status: 200, body, truncated: None });
+        }
+    }
+}

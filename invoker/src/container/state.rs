@@ -12,6 +12,7 @@ use super::warden::{NoCheckpoint, Warden, Wardens};
 use crate::pool::Isolation;
 use openwhisk_compat::logs::CollectedLogs;
 use openwhisk_compat::response::ContainerReply;
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,7 +21,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 
 /// What every state has: the container itself, and what reads its output.
-#[derive(Debug)]
 struct Body {
     handle: Arc<Handle>,
     backend: Arc<dyn ContainerBackend>,
@@ -31,6 +31,12 @@ struct Body {
     channel: io::Result<LogChannel>,
     /// Whether output was ever asked for. If not (a log limit of 0), there is nobody to keep it apart for.
     collected: AtomicBool,
+}
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.handle.name)
+    }
 }
 
 /// Speaks about a container in whatever state, and can destroy it: that is safe at any time.

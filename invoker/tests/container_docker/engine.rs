@@ -21,11 +21,43 @@ async fn the_container_is_the_one_docker_run_makes() {
     let Some(fixture) = Fixture::with("same", change).await else { return };
     let created = fixture.created(&fixture.images.hostile).await;
     let by_client = docker(&[
-        "run", "-d", "--cpu-shares", "128", "--memory", "128m", "--memory-swap", "128m", "--network", "bridge",
-        "-e", "__OW_API_HOST=https://api.example.org", "-e", "K=V", "--dns", "10.9.8.7", "--dns-search", "example.org",
-        "--dns-option", "ndots:2", "--name", &format!("{}_99_a_b", fixture.prefix), "--cpus", "0.25",
-        "--cap-drop", "NET_RAW", "--cap-drop", "NET_ADMIN", "--ulimit", "nofile=1024:1024", "--pids-limit", "1024",
-        "--log-driver", "json-file", "--security-opt", "no-new-privileges", &fixture.images.hostile,
+        "run",
+        "-d",
+        "--cpu-shares",
+        "128",
+        "--memory",
+        "128m",
+        "--memory-swap",
+        "128m",
+        "--network",
+        "bridge",
+        "-e",
+        "__OW_API_HOST=https://api.example.org",
+        "-e",
+        "K=V",
+        "--dns",
+        "10.9.8.7",
+        "--dns-search",
+        "example.org",
+        "--dns-option",
+        "ndots:2",
+        "--name",
+        &format!("{}_99_a_b", fixture.prefix),
+        "--cpus",
+        "0.25",
+        "--cap-drop",
+        "NET_RAW",
+        "--cap-drop",
+        "NET_ADMIN",
+        "--ulimit",
+        "nofile=1024:1024",
+        "--pids-limit",
+        "1024",
+        "--log-driver",
+        "json-file",
+        "--security-opt",
+        "no-new-privileges",
+        &fixture.images.hostile,
     ]);
     let of = |id: &str, what: &str| docker(&["inspect", "--format", &format!("{{{{json .{what}}}}}"), id]);
     // What differs by nature, or by the client's habit of sending empty lists where we send nothing.
@@ -44,15 +76,22 @@ async fn the_container_is_the_one_docker_run_makes() {
                     let short = names.map(|name| name.trim_start_matches("CAP_")).collect::<BTreeSet<_>>();
                     (key, serde_json::json!(short))
                 }
-                "RestartPolicy" => (key, serde_json::Value::from(value["Name"].as_str().is_none_or(|n| n == "no" || n.is_empty()))),
+                "RestartPolicy" => (
+                    key,
+                    serde_json::Value::from(value["Name"].as_str().is_none_or(|n| n == "no" || n.is_empty())),
+                ),
                 _ => (key, value),
             })
             .collect::<std::collections::BTreeMap<_, _>>()
     };
     let ours = &created.handle().engine_id;
     assert_eq!(plain(ours), plain(&by_client));
-    for what in ["Config.Env", "Config.Cmd", "Config.User", "Config.Tty", "Config.OpenStdin", "Config.WorkingDir"] {
-        let set = |text: String| text.trim_matches(['[', ']']).split(',').map(str::to_owned).collect::<BTreeSet<_>>();
+    for what in
+        ["Config.Env", "Config.Cmd", "Config.User", "Config.Tty", "Config.OpenStdin", "Config.WorkingDir"]
+    {
+        let set = |text: String| {
+            text.trim_matches(['[', ']']).split(',').map(str::to_owned).collect::<BTreeSet<_>>()
+        };
         assert_eq!(set(of(ours, what)), set(of(&by_client, what)), "{what}");
     }
     let handle = created.handle();
@@ -76,7 +115,10 @@ async fn what_cannot_be_made_leaves_nothing() {
     let Some(fixture) = Fixture::new("failures").await else { return };
     let images = fixture.images;
     let error = failure(&fixture, &images.no_command, PullPolicy::Never).await;
-    assert!(matches!(&error, CreateError::CommandNotFound { image, .. } if *image == images.no_command), "{error:?}");
+    assert!(
+        matches!(&error, CreateError::CommandNotFound { image, .. } if *image == images.no_command),
+        "{error:?}"
+    );
 
     let tagged = format!("{NOWHERE}:1.0");
     let error = failure(&fixture, &tagged, PullPolicy::Never).await;
@@ -152,7 +194,8 @@ async fn many_at_once() {
     let all = futures::future::join_all((0..6).map(|_| fixture.created(&fixture.images.hostile))).await;
     let addresses: BTreeSet<_> = all.iter().map(|one| one.handle().address).collect();
     assert_eq!(addresses.len(), 6);
-    let ends = futures::future::join_all(all.iter().map(|one| async { one.reference().destroy().await })).await;
+    let ends =
+        futures::future::join_all(all.iter().map(|one| async { one.reference().destroy().await })).await;
     assert!(ends.iter().all(Result::is_ok), "{ends:?}");
     for one in &all {
         assert!(!one.handle().liveness.is_alive());
@@ -161,7 +204,10 @@ async fn many_at_once() {
 
 #[tokio::test]
 async fn mistakes_are_named_at_start() {
-    let extra = DockerConfig { extra_args: [("frobnicate".to_owned(), vec!["1".to_owned()])].into(), ..Default::default() };
+    let extra = DockerConfig {
+        extra_args: [("frobnicate".to_owned(), vec!["1".to_owned()])].into(),
+        ..Default::default()
+    };
     match DockerBackend::connect(extra).await {
         Err(DockerError::Argument(ArgumentError::Unknown(flag))) => assert_eq!(flag, "frobnicate"),
         other => panic!("expected an unknown flag, got {other:?}"),

@@ -3,8 +3,8 @@
 use openwhisk_compat::response::ContainerReply;
 use rewind_invoker::container::docker::{DockerBackend, DockerConfig};
 use rewind_invoker::container::{
-    ContainerBackend, ContainerSpec, Containers, Created, InUse, Initialised, PullPolicy, Request, RunEnd, Waiver,
-    WardenOptions,
+    ContainerBackend, ContainerSpec, Containers, Created, InUse, Initialised, PullPolicy, Request, RunEnd,
+    Waiver, WardenOptions,
 };
 use rewind_invoker::pool::{ContainerId, Isolation};
 use std::collections::hash_map::DefaultHasher;
@@ -92,7 +92,8 @@ fn import(image: &str, command: &str) -> Result<(), String> {
 
 /// The docker client; what it printed, or its complaint.
 pub fn docker_try(arguments: &[&str]) -> Result<String, String> {
-    let output = Command::new("docker").args(arguments).output().map_err(|e| format!("no docker client: {e}"))?;
+    let output =
+        Command::new("docker").args(arguments).output().map_err(|e| format!("no docker client: {e}"))?;
     match output.status.success() {
         true => Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned()),
         false => Err(format!("docker {arguments:?}: {}", String::from_utf8_lossy(&output.stderr).trim())),

@@ -2,7 +2,9 @@
 
 use crate::support::{Fixture, SmallNetwork, body_of, docker, order, request, run};
 use openwhisk_compat::response::ContainerReply::{self, Answer, NoResponse, ShuttingDown, TimedOut};
-use rewind_invoker::container::{ContainerBackend as _, LeaseRefused, QuarantineReason, Request, RewindRefused, SingleUse};
+use rewind_invoker::container::{
+    ContainerBackend as _, LeaseRefused, QuarantineReason, Request, RewindRefused, SingleUse,
+};
 use rewind_invoker::container::{Initialised, Waiver};
 use rewind_invoker::pool::Isolation;
 use std::time::Duration;
@@ -12,7 +14,11 @@ fn waiver() -> Waiver {
 }
 
 /// One request to a fresh lease of an idle container.
-async fn one(container: Initialised, what: &str, change: impl FnOnce(&mut Request<'_>)) -> (ContainerReply, bool) {
+async fn one(
+    container: Initialised,
+    what: &str,
+    change: impl FnOnce(&mut Request<'_>),
+) -> (ContainerReply, bool) {
     let in_use = container.unprotected(waiver()).put_in_use(1);
     let body = order(what);
     let mut request = request(&body);
@@ -109,7 +115,8 @@ async fn a_dead_container_is_never_asked() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn init_waits_for_the_runtime_to_listen() {
-    let change = |c: &mut rewind_invoker::container::docker::DockerConfig| c.env.push("DELAY_MS=700".to_owned());
+    let change =
+        |c: &mut rewind_invoker::container::docker::DockerConfig| c.env.push("DELAY_MS=700".to_owned());
     let Some(fixture) = Fixture::with("slowstart", change).await else { return };
     let end = fixture.created(&fixture.images.hostile).await.init(request(b"{}")).await;
     assert_eq!(body_of(end.reply, 200), r#"{"ok":true}"#);
@@ -153,7 +160,9 @@ async fn leases_are_counted() {
     drop(quick.answered);
     let third = in_use.lease().expect("third");
     drop(slow.answered);
-    let Err(RewindRefused::InFlight(in_use)) = in_use.reuse_unprotected(waiver()) else { panic!("in flight") };
+    let Err(RewindRefused::InFlight(in_use)) = in_use.reuse_unprotected(waiver()) else {
+        panic!("in flight")
+    };
     drop(third);
     assert_eq!(in_use.in_flight(), 0);
     assert_eq!(in_use.lease().map(drop), Err(LeaseRefused::Spent));

@@ -31,6 +31,7 @@ use openwhisk_compat::name::is_own_container;
 use pull::Pulls;
 use runc::Runc;
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
@@ -125,7 +126,6 @@ pub enum DockerError {
 }
 
 /// The Docker Engine.
-#[derive(Debug)]
 pub struct DockerBackend {
     config: DockerConfig,
     docker: Docker,
@@ -136,6 +136,12 @@ pub struct DockerBackend {
     runc: Option<Runc>,
     /// Set when `runc` turned out not to know the engine's containers; never cleared.
     runc_failed: AtomicBool,
+}
+
+impl fmt::Debug for DockerBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.description)
+    }
 }
 
 impl DockerBackend {

@@ -280,3 +280,147 @@ pub(in crate::container) fn log_path(named: Option<&Path>, engine_id: &str) -> P
         _ => mounted(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::unistd::Pid;
+    use openwhisk_compat::logs::LogFailure;
+    use std::io::Write;
+
+    const SENTINEL: &str = "XXX_THE_END_OF_A_WHISK_ACTIVATION_XXX";
+
+    fn line(stream: &str, text: &str) -> String {
+        let text = serde_json::to_string(text).expect("text");
+        format!("{{\"log\":{text},\"stream\":\"{stream}\",\"time\":\"2026-01-02T03:04:05.000000006Z\"}}\n")
+    }
+
+    fn sentinels() -> String {
+        let text = format!("{SENTINEL}\n");
+        line("stdout", &text) + &line("stderr", &text)
+    }
+
+    fn token(barrier: &Barrier) -> String {
+        String::from_utf8(barrier.token().to_vec()).expect("text")
+    }
+
+    struct Log {
+        file: File,
+        path: PathBuf,
+        follower: LogFollower,
+        liveness: Liveness,
+        _directory: tempfile::TempDir,
+    }
+
+    impl Log {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().expect("directory");
+            let path = directory.path().join("a-json.log");
+            let file = File::create(&path).expect("log");
+            let follower = LogFollower::new(path.clone());
+            let liveness = Liveness::of(Pid::this()).expect("our own pidfd");
+            Self { file, path, follower, liveness, _directory: directory }
+        }
+
+        fn write(&mut self, text: &str) {
+            self.file.write_all(text.as_bytes()).expect("write");
+        }
+
+        async fn collect(&mut self, mode: LogMode) -> (Vec<String>, Option<LogFailure>) {
+            let idle = Duration::from_millis(50);
+            let request = LogRequest {
+                limit: ByteSize::from_mb(1),
+                mode,
+                deadlines: LogDeadlines { idle, total: Duration::from_secs(10) },
+                developer_error: false,
+            };
+            let logs = self.follower.collect(&request, None, &self.liveness).await;
+            let texts = logs.lines.into_iter().map(|line| format!("{}: {}", line.stream, line.text));
+            (texts.filter(|text| !text.contains("There was an issue")).collect(), logs.failure)
+        }
+    }
+
+    #[tokio::test]
+    async fn an_activation_begins_where_the_last_one_ended() {
+        let mut log = Log::new();
+        log.write(&(line("stdout", "a\n") + &sentinels() + &line("stderr", "b\n") + &sentinels()));
+        assert_eq!(log.collect(LogMode::Wait).await, (vec!["stdout: a".to_owned()], None));
+        assert_eq!(log.collect(LogMode::Wait).await, (vec!["stderr: b".to_owned()], None));
+        // A line that is only half there is not lost, nor taken twice.
+        let whole = line("stdout", "c\n") + &sentinels();
+        let (first, rest) = whole.split_at(20);
+        log.write(first);
+        assert_eq!(log.collect(LogMode::NoWait).await, (vec![], None));
+        log.write(rest);
+        assert_eq!(log.collect(LogMode::Wait).await, (vec!["stdout: c".to_owned()], None));
+    }
+
+    #[tokio::test]
+    async fn what_comes_before_a_streams_barrier_is_dropped_on_that_stream() {
+        let mut log = Log::new();
+        let barrier = Barrier::random();
+        log.follower.expect_barrier(barrier.clone());
+        let barred = format!("{}\n", token(&barrier));
+        log.write(&line("stdout", "old half\n"));
+        log.write(&line("stdout", &barred));
+        // Standard output is new by now, standard error is not.
+        log.write(&line("stdout", "new\n"));
+        log.write(&line("stderr", "old\n"));
+        // Text that looks like a stream's name is text.
+        log.write(&line("stdout", "\",\"stream\":\"stderr\",\n"));
+        log.write(&line("stderr", &barred));
+        log.write(&line("stderr", "new too\n"));
+        log.write(&sentinels());
+        let (lines, failure) = log.collect(LogMode::Wait).await;
+        assert_eq!(lines, ["stdout: new", "stdout: \",\"stream\":\"stderr\",", "stderr: new too"]);
+        assert_eq!(failure, None);
+    }
+
+    #[tokio::test]
+    async fn a_barrier_that_does_not_come_hides_everything() {
+        let mut log = Log::new();
+        log.follower.expect_barrier(Barrier::random());
+        log.write(&(line("stdout", "somebody's\n") + &sentinels()));
+        assert_eq!(log.collect(LogMode::Wait).await, (vec![], Some(LogFailure::Incomplete)));
+    }
+
+    #[test]
+    fn a_mark_is_taken_off_the_line_it_ends() {
+        let barrier = Barrier::random();
+        let mut mark = Expected::new(barrier.clone());
+        let marked = line("stderr", &format!("half a line{}\n", token(&barrier)));
+        let Line::Rest(rest) = classify(marked.as_bytes(), &mut None, Some(&mut mark)) else {
+            panic!("no rest")
+        };
+        assert_eq!(String::from_utf8(rest).expect("text"), line("stderr", "half a line\n"));
+        assert_eq!(mark.seen, [false, true]);
+        let alone = line("stdout", &format!("{}\n", token(&barrier)));
+        assert!(matches!(classify(alone.as_bytes(), &mut None, Some(&mut mark)), Line::Foreign));
+        assert_eq!(mark.seen, [true, true]);
+    }
+
+    #[tokio::test]
+    async fn a_new_file_is_begun_at_its_beginning() {
+        let mut log = Log::new();
+        log.write(&(line("stdout", "a\n") + &sentinels()));
+        assert_eq!(log.collect(LogMode::Wait).await.0, ["stdout: a"]);
+        log.write(&line("stdout", "b\n"));
+        std::fs::rename(&log.path, log.path.with_extension("1")).expect("rename");
+        log.file = File::create(&log.path).expect("log");
+        log.write(&(line("stdout", "c\n") + &sentinels()));
+        assert_eq!(
+            log.collect(LogMode::Wait).await,
+            (vec!["stdout: b".to_owned(), "stdout: c".to_owned()], None)
+        );
+    }
+
+    #[tokio::test]
+    async fn a_log_that_is_not_readable_is_looked_for_where_deployments_mount_it() {
+        let mut log = Log::new();
+        log.write("");
+        assert_eq!(log_path(Some(&log.path), "abc"), log.path);
+        let mounted = Path::new("containers/abc/abc-json.log");
+        assert_eq!(log_path(Some(Path::new("/nowhere/x.log")), "abc"), mounted);
+        assert_eq!(log_path(None, "abc"), mounted);
+    }
+}
