@@ -477,7 +477,8 @@ fn work_follows_the_change() {
     std::thread::sleep(Duration::from_millis(30));
     let idle = sealed.rewind().unwrap();
     assert!(idle.changes.is_empty());
-    assert_eq!(idle.entries_compared, 0, "nothing is read when nothing changed");
+    // But for the directory of message queues, whose file system keeps whole seconds.
+    assert!(idle.entries_compared <= 1, "nothing is read when nothing changed: {idle:?}");
     assert!(idle.entries_examined < 350, "{} entries examined", idle.entries_examined);
 
     for changed in [1_u64, 10, 100] {
