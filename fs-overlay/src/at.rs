@@ -172,6 +172,14 @@ pub(crate) fn name_at(directory: impl AsFd, name: &OsStr) -> io::Result<OwnedFd>
     )?)
 }
 
+/// [`name_at`], or nothing when another mount covers the entry.
+pub(crate) fn name_on_same_mount(directory: impl AsFd, name: &OsStr) -> io::Result<Option<OwnedFd>> {
+    match name_at(directory, name) {
+        Err(error) if error.raw_os_error() == Some(Errno::XDEV.raw_os_error()) => Ok(None),
+        result => result.map(Some),
+    }
+}
+
 /// A directory below another, for use as the base of further calls.
 pub(crate) fn directory_at(directory: impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
     Ok(rustix::fs::openat2(

@@ -205,10 +205,15 @@ impl Walk<'_, '_> {
                     continue;
                 }
                 self.work.examined()?;
-                if let Some(status) = at::status_at(directory, &name)? {
-                    self.path.push(name);
-                    self.note(What::Added(status))?;
-                    self.path.pop();
+                match at::status_at(directory, &name)? {
+                    // A place where something is mounted, and the mounts are those of the seal.
+                    Some(status) if status.mount != tree.node.status.mount => {}
+                    Some(status) => {
+                        self.path.push(name);
+                        self.note(What::Added(status))?;
+                        self.path.pop();
+                    }
+                    None => {}
                 }
             }
         }

@@ -228,7 +228,8 @@ impl<'a> Recorder<'a> {
                 let opaque = lower::is_opaque(object)?;
                 let mut children = BTreeMap::new();
                 for name in at::names(object)? {
-                    let child = at::name_at(object, &name)?;
+                    // A place where something else is mounted cannot be changed while it is.
+                    let Some(child) = at::name_on_same_mount(object, &name)? else { continue };
                     self.path.push(&name);
                     let recorded = self.node(&child, depth + 1, queues)?;
                     self.path.pop();

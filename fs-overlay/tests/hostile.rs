@@ -374,9 +374,11 @@ fn other_mounts_are_covered() {
                 .unwrap();
             fs::set_permissions(sandbox.at("etc/hosts"), fs::Permissions::from_mode(0o666)).unwrap();
             File::create(sandbox.at("dev/mqueue/secret")).unwrap();
+            fs::write(sandbox.at("dev/secret"), b"secret").unwrap();
+            fs::remove_file(sandbox.at("dev/null")).unwrap();
         },
         |report| {
-            assert_eq!(report.changes.count(ChangeKind::Added), 2);
+            assert_eq!(report.changes.count(ChangeKind::Added), 3);
             let paths: Vec<_> = report.changes.paths.iter().map(|change| change.path.as_path()).collect();
             assert!(paths.contains(&std::path::Path::new("/etc/hosts")), "{paths:?}");
         },

@@ -43,8 +43,7 @@ impl Sandbox {
         for name in ["work", "merged"] {
             fs::create_dir(directory.path().join(name)).unwrap();
         }
-        fs::create_dir_all(layers.bottom.join("dev/shm")).unwrap();
-        fs::create_dir_all(layers.bottom.join("dev/mqueue")).unwrap();
+        fs::create_dir(layers.bottom.join("dev")).unwrap();
         fs::create_dir_all(layers.bottom.join("etc")).unwrap();
         fs::write(layers.bottom.join("etc/hosts"), b"").unwrap();
         fs::write(directory.path().join("hosts"), b"127.0.0.1 localhost\n").unwrap();
@@ -53,7 +52,13 @@ impl Sandbox {
             set -e
             mount --make-rprivate /
             mount -t overlay overlay -o lowerdir=top:bottom,upperdir=upper,workdir=work merged
+            mount -t tmpfs -o size=64k,mode=755 dev merged/dev
+            mkdir merged/dev/shm merged/dev/mqueue merged/dev/pts
+            touch merged/dev/console
+            mknod -m 666 merged/dev/null c 1 3
             mount -t tmpfs -o size=64m shm merged/dev/shm
+            mount -t devpts -o newinstance devpts merged/dev/pts
+            mount --bind hosts merged/dev/console
             mount -t mqueue mqueue merged/dev/mqueue
             mount --bind hosts merged/etc/hosts
             cd merged
@@ -150,6 +155,10 @@ impl State {
         let mut stack = vec![PathBuf::new()];
         while let Some(path) = stack.pop() {
             let whole = root.join(&path);
+            // The kernel's own, not files.
+            if path.starts_with("dev/pts") {
+                continue;
+            }
             let metadata = fs::symlink_metadata(&whole).unwrap();
             if metadata.is_dir() {
                 for entry in fs::read_dir(&whole).unwrap() {
