@@ -316,7 +316,7 @@ impl Settings {
         execute::Settings {
             payload_bytes_max: activation.payload_max.bytes(),
             truncation_bytes: activation.payload_truncation.bytes(),
-            collect_logs: activation.log_store != LogStore::OutOfBand,
+            collect_logs: activation.log_store.is_in_band(),
             manifest: Arc::clone(&self.manifest),
             log_errors: LogErrors {
                 application: pool.log_application_errors,
@@ -324,6 +324,13 @@ impl Settings {
                 whisk: pool.log_whisk_errors,
             },
         }
+    }
+
+    /// Where the file log store writes, if that is the one in use.
+    #[must_use]
+    pub fn user_logs_dir(&self) -> Option<PathBuf> {
+        let activation = &self.config.activation;
+        (activation.log_store == LogStore::ActivationAndFile).then(|| PathBuf::from(&activation.user_logs_dir))
     }
 
     /// What an action's document needs besides itself.

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::activation::admit::Admission;
 use crate::activation::execute::Executor;
+use crate::activation::user_logs::UserLogs;
 use crate::activation::record::now_ms;
 use crate::activation::{Acks, Answers, Asker, AtOnce, Note};
 use crate::bus::kafka::Kafka;
@@ -144,6 +145,7 @@ async fn start(settings: &Settings) -> Result<Running, StartError> {
             settings.execute(),
             Arc::clone(&answers),
             Arc::clone(&metrics),
+            settings.user_logs_dir().map(UserLogs::start).transpose()?,
             cut_off.clone(),
         ),
         reports: reports.clone(),

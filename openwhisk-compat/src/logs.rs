@@ -5,8 +5,10 @@
 
 use std::time::{Duration, SystemTime};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
+use crate::entity::ActivationRecord;
 use crate::protocol::SENTINEL;
 use crate::size::ByteSize;
 
@@ -31,6 +33,49 @@ impl LogLine {
     /// The stored form: time padded to 30 characters, blank, stream, `: `, text.
     pub fn formatted(&self) -> String {
         format!("{:<30} {}: {}", self.time, self.stream, self.text)
+    }
+}
+
+/// What the file log store writes for one activation: a JSON object per line of output, then the record, each
+/// with the names of what it belongs to. `action` is `ns/[pkg/]name`, `namespace_id` the invoking namespace's
+/// uuid.
+pub fn file_lines(lines: &[LogLine], record: &ActivationRecord, action: &str, namespace_id: &str) -> Vec<u8> {
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct FileLine<'a> {
+        log: String,
+        stream: &'a str,
+        time: &'a str,
+        activation_id: &'a str,
+        action: &'a str,
+        namespace: &'a str,
+        namespace_id: &'a str,
+    }
+    let mut bytes = Vec::new();
+    for LogLine { time, stream, text } in lines {
+        let line = FileLine {
+            log: format!("{text}\n"),
+            stream,
+            time,
+            activation_id: record.activation_id.as_str(),
+            action,
+            namespace: &record.namespace,
+            namespace_id,
+        };
+        append(&mut bytes, &line);
+    }
+    if let Ok(mut record) = serde_json::to_value(record.without_logs()) {
+        record["namespaceId"] = Value::from(namespace_id);
+        append(&mut bytes, &record);
+    }
+    bytes
+}
+
+fn append(bytes: &mut Vec<u8>, line: &impl Serialize) {
+    let before = bytes.len();
+    match serde_json::to_writer(&mut *bytes, line) {
+        Ok(()) => bytes.push(b'\n'),
+        Err(_) => bytes.truncate(before),
     }
 }
 
@@ -542,6 +587,33 @@ mod tests {
             let logs = collect(LIMIT, LogMode::NoWait, file);
             assert_eq!(logs.failure, Some(LogFailure::Incomplete), "{file:?}");
         }
+    }
+
+    #[test]
+    fn the_file_store_names_what_lines_belong_to() {
+        let record: ActivationRecord = serde_json::from_value(json!({
+            "namespace":"guest","name":"hello","subject":"guest","activationId":"4e6fb1d1a2a84a2fafb1d1a2a8ba2f5c",
+            "start":1,"end":2,"response":{"statusCode":0},"logs":["kept elsewhere"],"version":"0.0.1",
+            "publish":false,"annotations":[],"duration":1
+        }))
+        .expect("a record");
+        let logs = collect(LIMIT, LogMode::NoWait, &raw("stdout", "hello\n"));
+        let bytes = file_lines(&logs.lines, &record, "guest/pkg/hello", "uuid");
+        let lines: Vec<Value> = std::str::from_utf8(&bytes)
+            .expect("UTF-8")
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("JSON"))
+            .collect();
+        let mut expected = serde_json::to_value(record.without_logs()).expect("serialises");
+        expected["namespaceId"] = json!("uuid");
+        assert_eq!(
+            lines,
+            [
+                json!({"log":"hello\n","stream":"stdout","time":TIME,"activationId":"4e6fb1d1a2a84a2fafb1d1a2a8ba2f5c",
+                    "action":"guest/pkg/hello","namespace":"guest","namespaceId":"uuid"}),
+                expected,
+            ]
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use openwhisk_compat::entity::{ActivationResponse, StatusCode};
-use openwhisk_compat::logs::{LogDeadlines, LogMode};
+use openwhisk_compat::logs::{LogDeadlines, LogMode, file_lines};
 use openwhisk_compat::manifest::RuntimesManifest;
 use openwhisk_compat::protocol::Invocation;
 use openwhisk_compat::response::{
@@ -14,6 +14,7 @@ use openwhisk_compat::size::ByteSize;
 use tokio_util::sync::CancellationToken;
 
 use super::record::{Times, executed, now_ms};
+use super::user_logs::UserLogs;
 use super::{Activation, Answers, AtOnce};
 use crate::container::{Answered, CreateError, Created, Initialised, Lease, LogRequest, Request};
 use crate::errors::chain;
@@ -59,6 +60,8 @@ pub struct Executor {
     settings: Settings,
     answers: Arc<Answers>,
     metrics: Arc<Metrics>,
+    /// The file log store, if that is the one in use.
+    user_logs: Option<UserLogs>,
     /// Cancelled when the time for draining is over: what still runs then is answered at once.
     cut_off: CancellationToken,
 }
@@ -82,9 +85,10 @@ impl Executor {
         settings: Settings,
         answers: Arc<Answers>,
         metrics: Arc<Metrics>,
+        user_logs: Option<UserLogs>,
         cut_off: CancellationToken,
     ) -> Self {
-        Self { settings, answers, metrics, cut_off }
+        Self { settings, answers, metrics, user_logs, cut_off }
     }
 
     /// Answers an activation whose container could not be created (prov-1 to prov-3).
@@ -289,6 +293,10 @@ impl Executor {
                 ?failure,
                 "logs are not complete, the container goes"
             );
+        }
+        if let Some(user_logs) = &self.user_logs {
+            let namespace_id = &message.user.namespace.uuid;
+            user_logs.write(file_lines(&logs.lines, &record, &message.action.qualified(), namespace_id));
         }
         self.answers.last(*key, &asker, record, logs.formatted(), after_result);
         answered.end().await;

@@ -12,6 +12,7 @@ mod answer;
 pub mod execute;
 mod note;
 pub mod record;
+pub mod user_logs;
 
 use std::sync::Arc;
 

@@ -184,6 +184,8 @@ settings! {
         unstored_logs_enabled: bool = tree "activation.unstored-logs-enabled" or "false";
         /// Where the output of actions goes.
         log_store: LogStore = tree "spi.LogStoreProvider" or "org.apache.openwhisk.core.containerpool.logging.DockerToActivationLogStoreProvider";
+        /// Where the file log store puts its files, `userlogs-<ms>.log`. Read only with `DockerToActivationFileLogStoreProvider`.
+        user_logs_dir: String = env "REWIND_USER_LOGS_DIR" or "logs";
         /// The key of parameters encrypted with `aes-128`, in base-64.
         parameter_key_128: Option<Secret> = tree "parameter-storage.aes-128";
         /// The key of parameters encrypted with `aes-256`, in base-64.
