@@ -20,19 +20,19 @@ const SOURCE: &str = include_str!("hostile.c");
 
 /// Images made of `hostile.c`.
 #[derive(Debug)]
-pub struct Images {
+pub(crate) struct Images {
     /// Listens and obeys.
-    pub hostile: String,
+    pub(crate) hostile: String,
     /// Exits at once.
-    pub exits: String,
+    pub(crate) exits: String,
     /// Never listens.
-    pub deaf: String,
+    pub(crate) deaf: String,
     /// Starts a program that it does not have.
-    pub no_command: String,
+    pub(crate) no_command: String,
 }
 
 /// The images, or `None` (said aloud) where they cannot be made.
-pub fn images(test: &str) -> Option<&'static Images> {
+pub(crate) fn images(test: &str) -> Option<&'static Images> {
     static IMAGES: OnceLock<Result<Images, String>> = OnceLock::new();
     match IMAGES.get_or_init(make_images) {
         Ok(images) => Some(images),
@@ -91,7 +91,7 @@ fn import(image: &str, command: &str) -> Result<(), String> {
 }
 
 /// The docker client; what it printed, or its complaint.
-pub fn docker_try(arguments: &[&str]) -> Result<String, String> {
+pub(crate) fn docker_try(arguments: &[&str]) -> Result<String, String> {
     let output =
         Command::new("docker").args(arguments).output().map_err(|e| format!("no docker client: {e}"))?;
     match output.status.success() {
@@ -101,26 +101,26 @@ pub fn docker_try(arguments: &[&str]) -> Result<String, String> {
 }
 
 /// The docker client, which must succeed.
-pub fn docker(arguments: &[&str]) -> String {
+pub(crate) fn docker(arguments: &[&str]) -> String {
     docker_try(arguments).unwrap_or_else(|complaint| panic!("{complaint}"))
 }
 
 /// One test's backend.
-pub struct Fixture {
-    pub containers: Containers,
-    pub prefix: String,
-    pub images: &'static Images,
+pub(crate) struct Fixture {
+    pub(crate) containers: Containers,
+    pub(crate) prefix: String,
+    pub(crate) images: &'static Images,
     next: AtomicU64,
 }
 
 impl Fixture {
     /// `None` (said aloud) where the test cannot run.
-    pub async fn new(test: &str) -> Option<Self> {
+    pub(crate) async fn new(test: &str) -> Option<Self> {
         Self::with(test, |_| {}).await
     }
 
     /// With a changed configuration.
-    pub async fn with(test: &str, change: impl FnOnce(&mut DockerConfig)) -> Option<Self> {
+    pub(crate) async fn with(test: &str, change: impl FnOnce(&mut DockerConfig)) -> Option<Self> {
         let images = images(test)?;
         let prefix = format!("cont-{}-{test}", std::process::id());
         let mut config = DockerConfig { name_prefix: prefix.clone(), ..DockerConfig::default() };
@@ -130,11 +130,11 @@ impl Fixture {
         Some(Self { containers, prefix, images, next: AtomicU64::new(1) })
     }
 
-    pub fn backend(&self) -> &Arc<dyn ContainerBackend> {
+    pub(crate) fn backend(&self) -> &Arc<dyn ContainerBackend> {
         self.containers.backend()
     }
 
-    pub fn spec(&self, image: &str) -> ContainerSpec {
+    pub(crate) fn spec(&self, image: &str) -> ContainerSpec {
         let n = self.next.fetch_add(1, Ordering::Relaxed);
         ContainerSpec {
             id: ContainerId(n),
@@ -145,23 +145,23 @@ impl Fixture {
         }
     }
 
-    pub async fn created(&self, image: &str) -> Created {
+    pub(crate) async fn created(&self, image: &str) -> Created {
         self.containers.create(&self.spec(image)).await.expect("create a container")
     }
 
-    pub async fn initialised(&self) -> Initialised {
+    pub(crate) async fn initialised(&self) -> Initialised {
         let end = self.created(&self.images.hostile).await.init(request(b"{\"value\":{}}")).await;
         end.container.unwrap_or_else(|_| panic!("/init answered {:?}", end.reply))
     }
 
     /// A container that serves any number of requests, unprotected.
-    pub async fn in_use(&self, concurrency: u32) -> InUse {
+    pub(crate) async fn in_use(&self, concurrency: u32) -> InUse {
         let waiver = Waiver::from_setting(Isolation::None).expect("waiver");
         self.initialised().await.unprotected(waiver).put_in_use(concurrency)
     }
 
     /// Removes all containers of this test.
-    pub fn clean(&self) {
+    pub(crate) fn clean(&self) {
         let all = docker(&["ps", "-aq", "--filter", &format!("name={}", self.prefix)]);
         for id in all.lines() {
             let _ = docker_try(&["unpause", id]);
@@ -177,25 +177,25 @@ impl Drop for Fixture {
 }
 
 /// A request with generous limits.
-pub fn request(body: &[u8]) -> Request<'_> {
+pub(crate) fn request(body: &[u8]) -> Request<'_> {
     Request { body, timeout: Duration::from_secs(20), answer_bytes_max: 1 << 20, truncated_bytes: 1000 }
 }
 
 /// The body that makes the runtime do something.
-pub fn order(what: &str) -> Vec<u8> {
+pub(crate) fn order(what: &str) -> Vec<u8> {
     format!("{{\"value\":{{\"do\":\"{what}\"}}}}").into_bytes()
 }
 
 /// Sends an order, as the first request after an initialisation.
-pub async fn run(container: &InUse, what: &str) -> RunEnd {
+pub(crate) async fn run(container: &InUse, what: &str) -> RunEnd {
     container.lease().expect("lease").run(request(&order(what)), false).await
 }
 
 /// A network with few addresses, so that they are soon given away again. Removed when dropped.
-pub struct SmallNetwork(pub String);
+pub(crate) struct SmallNetwork(pub(crate) String);
 
 impl SmallNetwork {
-    pub fn new(test: &str) -> Self {
+    pub(crate) fn new(test: &str) -> Self {
         let name = format!("cont-{}-{test}-net", std::process::id());
         // Other networks may have a range already.
         let made = (0..64_u32).any(|try_| {
@@ -215,7 +215,7 @@ impl Drop for SmallNetwork {
 }
 
 /// The body of a whole answer with this status.
-pub fn body_of(reply: ContainerReply, wanted: u16) -> String {
+pub(crate) fn body_of(reply: ContainerReply, wanted: u16) -> String {
     match reply {
         ContainerReply::Answer { status, body, truncated: None } if status == wanted => {
             String::from_utf8(body).expect("text")

@@ -3,7 +3,7 @@
 use crate::support::{Fixture, SmallNetwork, body_of, docker, order, request, run};
 use openwhisk_compat::response::ContainerReply::{self, Answer, NoResponse, ShuttingDown, TimedOut};
 use rewind_invoker::container::{
-    ContainerBackend as _, LeaseRefused, QuarantineReason, Request, RewindRefused, SingleUse,
+    LeaseRefused, QuarantineReason, Request, RewindRefused, SingleUse,
 };
 use rewind_invoker::container::{Initialised, Waiver};
 use rewind_invoker::pool::Isolation;
