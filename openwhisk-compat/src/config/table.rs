@@ -104,8 +104,6 @@ settings! {
         api_host_port: u16 = flat "whisk.api.host.port" or "443";
         /// Host of that address.
         api_host_name: String = flat "whisk.api.host.name";
-        /// Name of the cluster.
-        cluster_name: String = tree "cluster.name" or "whisk";
         /// Name of the header that carries a transaction's id.
         transaction_header: String = tree "transactions.header" or "X-Request-ID";
         /// Tell users' events on the topic `<prefix>events`.
@@ -116,8 +114,6 @@ settings! {
         metrics_enabled: bool = env "METRICS_KAMON" or "true";
         /// Put what upstream calls tags into labels; without, it is glued to the metric's name.
         metrics_tags: bool = env "METRICS_KAMON_TAGS" or "false";
-        /// Write upstream's log markers.
-        metrics_log: bool = env "METRICS_LOG" or "true";
     }
 
     /// Kafka
@@ -152,18 +148,12 @@ settings! {
         username: String = tree "couchdb.username";
         /// Password.
         password: Secret = tree "couchdb.password";
-        /// `CouchDB` or `Cloudant`; both are spoken to alike.
-        provider: String = tree "couchdb.provider" or "CouchDB";
         /// Database of subjects, where the list of blocked namespaces is.
         database_auth: String = tree "couchdb.databases.WhiskAuth";
         /// Database of actions.
         database_entity: String = tree "couchdb.databases.WhiskEntity";
         /// Database of activations.
         database_activation: String = tree "couchdb.databases.WhiskActivation";
-        /// Further tries of a write after a failed connection.
-        retries: u32 = tree "activation-store.retry-config.max-tries" or "3";
-        /// Design document of the subjects database.
-        subjects_ddoc: String = tree "db.subjects-ddoc" or "subjects.v2.0.0";
     }
 
     /// Activations: size of what they say, and which are stored
@@ -294,9 +284,7 @@ settings! {
         local_image_prefix: String = tree "runtimes.local-image-prefix" or "whisk";
         /// Containers started at the same time at most.
         parallel_runs: u32 = tree "docker.client.parallel-runs" or "10";
-        /// Keep the variables of action containers out of the log.
-        mask_docker_run_args: bool = tree "docker.client.mask-docker-run-args" or "false";
-        /// Suspend and resume through the freezer instead of through Docker.
+        /// Suspend and resume with `runc`, if there is a usable one, instead of through Docker.
         use_runc: bool = tree "docker.container-factory.use-runc" or "true";
         /// Time to create and start a container.
         timeout_run: Duration = tree "docker.client.timeouts.run" or "1 minute";
@@ -314,10 +302,10 @@ settings! {
         timeout_unpause: Duration = tree "docker.client.timeouts.unpause" or "10 seconds";
         /// Time to ask for Docker's version.
         timeout_version: Duration = tree "docker.client.timeouts.version" or "10 seconds";
-        /// Time to suspend one through the freezer.
-        timeout_freeze: Duration = tree "runc.timeouts.pause" or "10 seconds";
-        /// Time to resume one through the freezer.
-        timeout_thaw: Duration = tree "runc.timeouts.resume" or "10 seconds";
+        /// Time to suspend one with `runc`.
+        timeout_runc_pause: Duration = tree "runc.timeouts.pause" or "10 seconds";
+        /// Time to resume one with `runc`.
+        timeout_runc_resume: Duration = tree "runc.timeouts.resume" or "10 seconds";
     }
 
     /// The invoker's HTTP server and its name among others
@@ -350,8 +338,6 @@ settings! {
         state_dir: String = env "REWIND_STATE_DIR" or "/var/lib/rewind";
         /// Docker's address: `unix:///path` or `tcp://host:port`.
         docker_host: String = env "REWIND_DOCKER_HOST" or "unix:///var/run/docker.sock";
-        /// Where Docker keeps its containers' logs, as seen from the invoker. Absent: `/containers` if that is there, else below Docker's own directory.
-        containers_dir: Option<String> = env "REWIND_CONTAINERS_DIR";
         /// Compare every container with its snapshot, byte for byte, after each rewind. Slow; for tests.
         paranoid: bool = env "REWIND_PARANOID" or "false";
         /// How long a stop waits for activations that run.
@@ -515,6 +501,7 @@ pub(super) const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("LIMITS_ACTIONS_INVOKES_CONCURRENT", "controllers enforce it"),
     ("LIMITS_TRIGGERS_FIRES_PERMINUTE", "controllers enforce it"),
     ("LIMITS_ACTIONS_SEQUENCE_MAXLENGTH", "controllers enforce it"),
+    ("METRICS_LOG", "log markers are not written; the log has fields, and the metrics are at `/metrics`"),
     ("JAVA_OPTS", "there is no JVM; `-Dwhisk-config.…` in it is not read either"),
     ("INVOKER_OPTS", "there is no JVM"),
     ("JMX_REMOTE", "there is no JVM"),
@@ -529,6 +516,15 @@ pub(super) const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("CONFIG_whisk_spi_InvokerProvider", "there is one invoker in here"),
     ("CONFIG_whisk_spi_InvokerServerProvider", "there is one server in here"),
     ("CONFIG_whisk_spi_ContainerFactoryProvider", "containers are Docker's"),
+    ("CONFIG_whisk_cluster_name", "the classic invoker does not use it"),
+    ("CONFIG_whisk_couchdb_provider", "`CouchDB` and `Cloudant` are spoken to alike"),
+    ("CONFIG_whisk_couchdb_retryConfig_*", "controllers act on it"),
+    (
+        "CONFIG_whisk_activationStore_retryConfig_maxTries",
+        "a write is tried again three times, which is the default",
+    ),
+    ("CONFIG_whisk_db_subjectsDdoc", "the list of blocked namespaces is in a design document of its own"),
+    ("CONFIG_whisk_docker_client_maskDockerRunArgs", "variables of action containers are never logged"),
     ("CONFIG_whisk_db_actionsDdoc", "the invoker asks no view of actions"),
     ("CONFIG_whisk_db_activationsDdoc", "the invoker asks no view of activations"),
     ("CONFIG_whisk_db_activationsFilterDdoc", "the invoker asks no view of activations"),
