@@ -109,7 +109,7 @@ struct Envelope {
     #[serde(default)]
     cause: Option<ActivationId>,
     #[serde(default)]
-    trace_context: Option<BTreeMap<String, String>>,
+    trace_context: Option<Box<RawValue>>,
 }
 
 impl From<Envelope> for ActivationMessage {
@@ -132,7 +132,8 @@ impl From<Envelope> for ActivationMessage {
             init_args: envelope.init_args,
             locked_args: envelope.locked_args,
             cause: envelope.cause,
-            trace_context: envelope.trace_context,
+            // Of no consequence, hence no reason to refuse the message.
+            trace_context: envelope.trace_context.and_then(|raw| serde_json::from_str(raw.get()).ok()),
         }
     }
 }

@@ -141,6 +141,8 @@ fn every_form_of_a_member_is_read() {
     let numeric = ACTIVATION.replace("\"4e6fb1d1a2a84a2fafb1d1a2a8ba2f5c\"", digits);
     let message = ActivationMessage::parse(numeric.as_bytes()).expect("an id without quotes");
     assert_eq!(message.activation_id.as_str(), digits);
+    let odd = activation(|message| message["traceContext"] = json!({"depth": 7})).expect("a message");
+    assert_eq!(odd.trace_context, None);
     let key =
         activation(|message| message["user"]["authkey"] = json!("u:k")).expect("a bare key").user.authkey;
     assert_eq!(key.get("api_key"), Some(&json!("u:k")));
