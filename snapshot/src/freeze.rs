@@ -14,7 +14,7 @@ use crate::sys::ptrace::{self, Event, WaitError};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What happens to a signal that a thread was about to take when it was stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -174,18 +174,14 @@ impl Tracer {
             // SIGKILL wakes a ptrace-stopped thread; a failure means that it is gone already.
             let _ = kill(Pid::from_raw(tracee.pid), Signal::SIGKILL);
         }
-        // A dead tracee stays a zombie until its tracer has waited for it.
-        self.alarm.arm(self.step);
-        for tracee in self.tracees.drain(..) {
-            loop {
-                match ptrace::wait(tracee.tid, &self.alarm) {
-                    Ok(Event::Gone) | Err(_) => break,
-                    // The stop was reported before the kill took effect.
-                    Ok(_) => {}
-                }
-            }
+        // A dead tracee stays a zombie until its tracer has waited for it, and the first process of a pid
+        // namespace does not even become one before all others are collected: so look at all in turn.
+        let deadline = Instant::now() + self.step;
+        while !self.tracees.is_empty() && Instant::now() < deadline {
+            self.tracees.retain(|t| !ptrace::collected(t.tid));
+            std::thread::sleep(Duration::from_micros(100));
         }
-        self.alarm.disarm();
+        self.tracees.clear();
     }
 }
 

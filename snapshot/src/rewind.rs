@@ -218,7 +218,7 @@ impl Snapshot {
         self.kill_strangers(&mut killed)?;
         for process in &self.processes {
             for tid in process.tids() {
-                if !tracer.interrupt(process.pid, tid)? {
+                if !self.interrupt(tracer, process.pid, tid, &killed)? {
                     return Err(vanished(process, tid));
                 }
             }
@@ -267,6 +267,25 @@ impl Snapshot {
             }
         }
         Ok(extra)
+    }
+
+    /// Attaches to a thread of the snapshot. A stranger that traces it lets it go when it dies.
+    fn interrupt(
+        &self,
+        tracer: &mut Tracer,
+        pid: i32,
+        tid: i32,
+        killed: &BTreeMap<i32, OwnedFd>,
+    ) -> Result<bool, Quarantine> {
+        let deadline = Instant::now() + self.options.step_deadline;
+        loop {
+            match tracer.interrupt(pid, tid) {
+                Err(q) if q.reason == Reason::Traced && !killed.is_empty() && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_micros(100));
+                }
+                done => return done,
+            }
+        }
     }
 
     /// Waits for the stop of all attached threads; those of the snapshot must not have exited instead.

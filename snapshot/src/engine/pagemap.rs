@@ -488,9 +488,10 @@ impl MemoryImage for Image {
                     .mem
                     .read_exact_at(&mut found[..len], at)
                     .or_quarantine(Reason::VerificationFailed, || format!("reading {at:#x}"))?;
-                if let Some(index) = expected[..len].iter().zip(&found[..len]).position(|(a, b)| a != b) {
-                    let detail =
-                        format!("byte at {:#x} of process {}", at + index as u64, process.runner.pid);
+                if expected[..len] != found[..len] {
+                    let differs = |(a, b): (&u8, &u8)| a != b;
+                    let index = expected[..len].iter().zip(&found[..len]).position(differs).unwrap_or(0);
+                    let detail = format!("byte at {:#x} of process {}", at + index as u64, process.runner.pid);
                     return Err(Quarantine::new(Reason::VerificationFailed, detail));
                 }
                 at += len as u64;

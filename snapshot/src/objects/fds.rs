@@ -202,7 +202,10 @@ impl Descriptors {
     pub(crate) fn restore_descriptions(&self, pid: i32) -> Result<u64, Quarantine> {
         let mut restored = 0;
         for descriptor in &self.all {
-            restored += u64::from(descriptor.restore(pid)?);
+            if descriptor.restore(pid)? {
+                tracing::trace!(pid, fd = descriptor.fd, kind = ?descriptor.kind, "description put back");
+                restored += 1;
+            }
         }
         Ok(restored)
     }
@@ -238,7 +241,9 @@ impl Descriptors {
             }
         }
         // POSIX locks belong to the process; whole-file locks of a description are dropped from outside.
-        for descriptor in self.all.iter().filter(|d| d.is_lockable()) {
+        let lockable = self.all.iter().enumerate().filter(|(_, d)| d.is_lockable());
+        // Losing a descriptor has already lost its locks.
+        for (_, descriptor) in lockable.filter(|(index, _)| !difference.lost.contains(index)) {
             if batch.has_room(4096) {
                 let whole = batch.bytes(&unlock_all());
                 required.push(

@@ -107,7 +107,8 @@ impl Identity {
             return Err(Quarantine::new(Reason::Unreadable, format!("status of thread {tid} is cut off")));
         }
         for (path, inode) in &self.namespaces {
-            let now = std::fs::metadata(path).or_quarantine(Reason::Unreadable, || path.clone())?.ino();
+            // A namespace made for children that has none yet cannot be looked at.
+            let now = std::fs::metadata(path).or_quarantine(Reason::Namespace, || path.clone())?.ino();
             if now != *inode {
                 return Err(Quarantine::new(Reason::Namespace, path.clone()));
             }

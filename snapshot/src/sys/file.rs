@@ -44,7 +44,9 @@ pub(crate) fn owner(fd: BorrowedFd<'_>) -> Result<Owner, Errno> {
     let mut pair = [0 as libc::c_int; 2];
     // SAFETY: F_GETOWN_EX fills two ints.
     Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), F_GETOWN_EX, pair.as_mut_ptr()) })?;
-    Ok(Owner { kind: pair[0], id: pair[1], signal: fcntl(fd, F_GETSIG, 0)? })
+    // Without an id the kind means nothing, and setting 'nobody' does not bring the first kind back.
+    let kind = if pair[1] == 0 { 0 } else { pair[0] };
+    Ok(Owner { kind, id: pair[1], signal: fcntl(fd, F_GETSIG, 0)? })
 }
 
 /// Lets nobody get signals for this description.

@@ -215,6 +215,19 @@ pub(crate) fn wait(tid: i32, alarm: &Alarm) -> Result<Event, WaitError> {
     }
 }
 
+/// Takes what a dying tracee has to report, without waiting; true if it is gone.
+pub(crate) fn collected(tid: i32) -> bool {
+    let mut status = 0;
+    let options = libc::__WALL | libc::__WNOTHREAD | libc::WNOHANG;
+    // SAFETY: `status` lives through the call.
+    match unsafe { libc::waitpid(tid, &raw mut status, options) } {
+        0 => false,
+        got if got == tid => decode(status) == Event::Gone,
+        // No such tracee (any more).
+        _ => true,
+    }
+}
+
 fn decode(status: i32) -> Event {
     if !libc::WIFSTOPPED(status) {
         return Event::Gone;

@@ -1,5 +1,5 @@
 //! Programs in a sandbox of their own: fresh namespaces, a control group, no Docker.
-#![allow(dead_code, reason = "each test file uses a part")]
+#![allow(dead_code, unreachable_pub, missing_docs, reason = "each test file uses a part")]
 
 use snapshot::{CheckpointReport, Options, Pid, Quarantine, Reason, RewindReport, Snapshot, Target};
 use std::io::{BufRead, BufReader, Write};
