@@ -336,7 +336,8 @@ impl Settings {
     #[must_use]
     pub fn user_logs_dir(&self) -> Option<PathBuf> {
         let activation = &self.config.activation;
-        (activation.log_store == LogStore::ActivationAndFile).then(|| PathBuf::from(&activation.user_logs_dir))
+        (activation.log_store == LogStore::ActivationAndFile)
+            .then(|| PathBuf::from(&activation.user_logs_dir))
     }
 
     /// What an action's document needs besides itself.

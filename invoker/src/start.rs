@@ -19,8 +19,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::activation::admit::Admission;
 use crate::activation::execute::Executor;
-use crate::activation::user_logs::UserLogs;
 use crate::activation::record::now_ms;
+use crate::activation::user_logs::UserLogs;
 use crate::activation::{Acks, Answers, Asker, AtOnce, Note};
 use crate::bus::kafka::Kafka;
 use crate::bus::{Bus, StartAt, TopicSpec};
