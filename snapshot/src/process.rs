@@ -104,6 +104,11 @@ impl Process {
             if seen.pending != 0 {
                 return Err(RecordError::Busy(format!("thread {tid} has signals pending")));
             }
+            if seen.ignored & !ptrace::ALL_BUT_TRAP != 0 {
+                // Injected code ends in a breakpoint, and the kernel gives an ignored forced signal its
+                // default action.
+                return Err(Quarantine::new(Reason::SignalActions, format!("process {pid} ignores SIGTRAP")).into());
+            }
             first.get_or_insert(seen);
             threads.push(thread);
         }

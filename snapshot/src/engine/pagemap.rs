@@ -32,10 +32,6 @@ use std::os::unix::fs::FileExt;
 /// The most regions one scan may report: 24 MiB of them. More changed runs than that is no request's work.
 const REGIONS_MAX: usize = 1 << 20;
 
-/// Clean pages between two dirty runs that are protected along with them rather than by another call
-/// (0.8 us a call, 0.07 us a page).
-const BRIDGE: u64 = 8 * PAGE;
-
 /// Asynchronous write protection plus page-map scans.
 #[derive(Debug)]
 pub(crate) struct Pagemap {
@@ -339,12 +335,10 @@ impl Image {
         self.rewinds_since_cooling = if cooling { 0 } else { self.rewinds_since_cooling + 1 };
         let hot_after = self.policy.hot_after;
         let mut pending: Option<(u64, u64)> = None;
-        let protect = &self.protect;
+        let (protect, segments) = (&self.protect, &self.segments);
         let flush = |range: Option<(u64, u64)>| match range {
             None => Ok(()),
-            Some((start, end)) => protect
-                .protect(start, end)
-                .or_quarantine(Reason::MemoryNotRestored, || format!("protecting {start:#x}-{end:#x}")),
+            Some((start, end)) => protect_registered(protect, segments, start, end),
         };
         for run in &self.plan.dirty {
             let first = position(run.offset / PAGE);
@@ -382,6 +376,26 @@ impl Image {
         }
         Ok(())
     }
+}
+
+/// Protects a range that may lie in a mapping that was made anew at the same place with the same look, which
+/// the layout does not show: then it is not registered.
+fn protect_registered(
+    protect: &WriteProtect,
+    segments: &[Segment],
+    start: u64,
+    end: u64,
+) -> Result<(), Quarantine> {
+    let mut done = protect.protect(start, end);
+    if done == Err(Errno::ENOENT) {
+        for segment in segments.iter().filter(|s| s.start < end && s.end > start) {
+            protect.register(segment.start, segment.end).or_quarantine(Reason::MemoryNotRestored, || {
+                format!("tracking {:#x}-{:#x} again", segment.start, segment.end)
+            })?;
+        }
+        done = protect.protect(start, end);
+    }
+    done.or_quarantine(Reason::MemoryNotRestored, || format!("protecting {start:#x}-{end:#x}"))
 }
 
 impl Plan {

@@ -279,11 +279,6 @@ impl ProcessReader {
         };
         let get = |call, what| answers.get(call).or_quarantine(Reason::InjectionFailed, failed(what));
         let actions = bytes(&self.actions, "signal actions")?;
-        // The agent ends in a breakpoint, and the kernel resets the action of an ignored forced signal.
-        let trap = &actions[usize::try_from(libc::SIGTRAP - 1).unwrap_or(4)];
-        if word(trap, 0) == 1 && word(trap, 4) == 0 {
-            return Err(Quarantine::new(Reason::SignalActions, format!("process {pid} ignores SIGTRAP")));
-        }
         get(self.subreaper.0, "subreaper flag")?;
         let timers = match Held::open(&format!("/proc/{pid}/timers")) {
             Ok(held) => Some(held),

@@ -53,6 +53,8 @@ pub(crate) struct Seen {
     pub(crate) locked: u64,
     /// Signals pending for the thread or the process.
     pub(crate) pending: u64,
+    /// Signals that the process ignores.
+    pub(crate) ignored: u64,
 }
 
 impl Identity {
@@ -119,12 +121,13 @@ impl Identity {
 
 impl Seen {
     fn parse(text: &[u8]) -> Seen {
-        let mut seen = Seen { umask: 0, locked: 0, pending: 0 };
+        let mut seen = Seen { umask: 0, locked: 0, pending: 0, ignored: 0 };
         for (key, value) in lines(text) {
             match key {
                 "Umask" => seen.umask = u32::from_str_radix(value, 8).unwrap_or(0),
                 "VmLck" => seen.locked = value.trim_end_matches(" kB").parse().unwrap_or(0),
                 "SigPnd" | "ShdPnd" => seen.pending |= u64::from_str_radix(value, 16).unwrap_or(0),
+                "SigIgn" => seen.ignored = u64::from_str_radix(value, 16).unwrap_or(0),
                 _ => {}
             }
         }
@@ -152,7 +155,7 @@ mod tests {
     #[test]
     fn pending_signals_of_thread_and_process_are_joined() {
         let text = b"Name:\tx\nUmask:\t0027\nVmLck:\t       4 kB\nSigPnd:\t0000000000000001\nShdPnd:\t0000000000000100\n";
-        assert_eq!(Seen::parse(text), Seen { umask: 0o27, locked: 4, pending: 0x101 });
+        assert_eq!(Seen::parse(text), Seen { umask: 0o27, locked: 4, pending: 0x101, ignored: 0 });
     }
 
     #[test]

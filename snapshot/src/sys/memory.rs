@@ -36,9 +36,6 @@ impl Shared {
             .ok_or_else(|| io::Error::other("mapped at 0"))
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.len
-    }
 
     fn check(&self, offset: usize, len: usize) {
         assert!(

@@ -46,7 +46,6 @@ pub(crate) enum Shared {
     Memory = 1,
     Files = 2,
     Fs = 3,
-    Sighand = 4,
 }
 
 /// Whether two threads share a table.
