@@ -81,8 +81,8 @@ def status(key):
 
 
 def scan(pid, mark):
-    """Looks for the secret in all memory of a process."""
-    wanted = mark.encode()[::-1]
+    """Looks for the secret in all memory of a process. It must not come into being here by looking."""
+    mark = mark.encode()
     with open("/proc/%s/maps" % pid) as maps, open("/proc/%s/mem" % pid, "rb", 0) as memory:
         for line in maps.readlines():
             span, perms = line.split()[:2]
@@ -97,7 +97,7 @@ def scan(pid, mark):
                 except (OSError, ValueError, OverflowError):
                     break
                 for match in TOKEN.finditer(data):
-                    if match.group() == wanted:
+                    if match.group()[::-1] == mark:
                         return line.strip()[-60:] or "anonymous"
                 del data
                 start += size

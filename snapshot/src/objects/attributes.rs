@@ -24,6 +24,9 @@ const PR_SET_TSC: u64 = 26;
 const PR_GET_SECUREBITS: u64 = 27;
 const PR_SET_TIMERSLACK: u64 = 29;
 const PR_GET_TIMERSLACK: u64 = 30;
+const PR_MCE_KILL: u64 = 33;
+const PR_MCE_KILL_GET: u64 = 34;
+const PR_MCE_KILL_SET: u64 = 1;
 const PR_SET_CHILD_SUBREAPER: u64 = 36;
 const PR_GET_CHILD_SUBREAPER: u64 = 37;
 const PR_GET_TID_ADDRESS: u64 = 40;
@@ -453,6 +456,8 @@ pub(crate) struct ThreadAttributes {
     death_signal: i32,
     slack: u64,
     tsc: i32,
+    /// What happens to the thread when memory fails.
+    mce: u64,
     /// Where the kernel clears the thread's id when it exits, if this kernel tells.
     tid_address: Option<u64>,
     robust: (u64, u64),
@@ -467,6 +472,7 @@ pub(crate) struct ThreadReader {
     death_signal: (Call, Scratch),
     slack: Call,
     tsc: (Call, Scratch),
+    mce: Call,
     tid_address: (Call, Scratch),
     observer: Observer,
 }
@@ -480,10 +486,11 @@ impl ThreadReader {
         let slack = batch.call(libc::SYS_prctl, [PR_GET_TIMERSLACK, 0, 0, 0, 0, 0]);
         let mode = batch.space(4);
         let tsc = (batch.add(libc::SYS_prctl, args![PR_GET_TSC, mode]), mode);
+        let mce = batch.call(libc::SYS_prctl, [PR_MCE_KILL_GET, 0, 0, 0, 0, 0]);
         let address = batch.space(8);
         let tid_address = (batch.add(libc::SYS_prctl, args![PR_GET_TID_ADDRESS, address]), address);
         let observer = Observer::of_thread(batch);
-        ThreadReader { stack, death_signal, slack, tsc, tid_address, observer }
+        ThreadReader { stack, death_signal, slack, tsc, mce, tid_address, observer }
     }
 
     pub(crate) fn read(
@@ -511,6 +518,7 @@ impl ThreadReader {
             death_signal: word(answers.read(batch, self.death_signal.1), 0),
             slack: get(self.slack, "timer slack")?,
             tsc: word(answers.read(batch, self.tsc.1), 0),
+            mce: get(self.mce, "machine-check policy")?,
             tid_address,
             robust,
             name: name.strip_suffix(b"\n").unwrap_or(name).to_vec(),
@@ -541,6 +549,8 @@ impl ThreadAttributes {
         ] {
             required.push((batch.call(libc::SYS_prctl, [op, value, 0, 0, 0, 0]), what));
         }
+        let mce = [PR_MCE_KILL, PR_MCE_KILL_SET, self.mce, 0, 0, 0];
+        required.push((batch.call(libc::SYS_prctl, mce), "PR_MCE_KILL"));
         if let Some(address) = self.tid_address {
             required
                 .push((batch.call(libc::SYS_set_tid_address, [address, 0, 0, 0, 0, 0]), "set_tid_address"));
