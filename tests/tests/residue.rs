@@ -711,8 +711,10 @@ fn no_request_finds_what_another_left() {
                     // Those with the same things prepared share containers.
                     cases.sort_by_key(|case| case.prepared);
                     for case in cases {
+                        let started = Instant::now();
                         let outcome = bench.judge(case);
-                        println!("{}", line(&(case, runtime, outcome.clone())));
+                        let took = started.elapsed();
+                        println!("{}  [{took:.1?}]", line(&(case, runtime, outcome.clone())));
                         rows.lock().unwrap().push((case, runtime, outcome));
                     }
                 }
