@@ -55,7 +55,8 @@ async fn main() {
     for isolation in ["none", "rewind"] {
         eprintln!("== {}: {REQUESTS} requests to each of {} actions", title(isolation), PLANTS.len());
         let lab = Lab::new("demo").await;
-        let invoker = lab.invoker().isolation(isolation).start(&lab).await;
+        // Room for one container: a request that comes while it is put back waits for it.
+        let invoker = lab.invoker().isolation(isolation).user_memory("256 m").start(&lab).await;
         eprintln!(
             "  rewind invoker --isolation {isolation} (pid {}, log {})",
             invoker.pid(),
