@@ -157,8 +157,8 @@ impl Builder {
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a file can be shared"))
             .stderr(log);
-        if let Some(filter) = std::env::var_os("RUST_LOG") {
-            command.env("RUST_LOG", filter);
+        if let Some(filter) = std::env::var_os("REWIND_LOG") {
+            command.env("REWIND_LOG", filter);
         }
         let child = command.spawn().unwrap_or_else(|e| panic!("{}: {e}", binary().display()));
         Invoker { child, log: path, port: self.port, first_ping: None }
