@@ -28,6 +28,8 @@ async fn no_activation_is_lost_or_answered_twice() {
     let invoker = lab
         .invoker()
         .isolation("none")
+        // Room for four containers of each action: killed ones are replaced, none is evicted.
+        .user_memory("2048 m")
         .store_at(store.address)
         .env("REWIND_DOCKER_HOST", format!("unix://{}", engine.socket.display()))
         .start(&lab)
@@ -41,7 +43,7 @@ async fn no_activation_is_lost_or_answered_twice() {
         ("python", "python-single:3.11", "def main(a): return {'n': a['n']}"),
         ("native", "native:1", "global"),
     ] {
-        let action = Action::new(&format!("guest/{name}"), kind, code);
+        let action = Action::new(&format!("guest/{name}"), kind, code).limit("memory", 128);
         let revision = lab.store.put_action(&action).await;
         actions.push(Activation::of(action.id()).revision(&revision));
     }
