@@ -124,6 +124,10 @@ impl Fixture {
         let images = images(test)?;
         let prefix = format!("cont-{}-{test}", std::process::id());
         let mut config = DockerConfig { name_prefix: prefix.clone(), ..DockerConfig::default() };
+        // The one that the client asks, too.
+        if let Ok(host) = std::env::var("DOCKER_HOST") {
+            config.host = host;
+        }
         change(&mut config);
         let backend = DockerBackend::connect(config).await.expect("connect to the engine");
         let containers = Containers::new(Arc::new(backend), WardenOptions::default());
@@ -189,29 +193,6 @@ pub(crate) fn order(what: &str) -> Vec<u8> {
 /// Sends an order, as the first request after an initialisation.
 pub(crate) async fn run(container: &InUse, what: &str) -> RunEnd {
     container.lease().expect("lease").run(request(&order(what)), false).await
-}
-
-/// A network with few addresses, so that they are soon given away again. Removed when dropped.
-pub(crate) struct SmallNetwork(pub(crate) String);
-
-impl SmallNetwork {
-    pub(crate) fn new(test: &str) -> Self {
-        let name = format!("cont-{}-{test}-net", std::process::id());
-        // Other networks may have a range already.
-        let made = (0..64_u32).any(|try_| {
-            let third = (std::process::id() + try_) % 256;
-            let subnet = format!("10.213.{third}.{}/29", (try_ % 32) * 8);
-            docker_try(&["network", "create", "--subnet", &subnet, &name]).is_ok()
-        });
-        assert!(made, "no free range for a network");
-        Self(name)
-    }
-}
-
-impl Drop for SmallNetwork {
-    fn drop(&mut self) {
-        let _ = docker_try(&["network", "rm", &self.0]);
-    }
 }
 
 /// The body of a whole answer with this status.
