@@ -7,9 +7,18 @@ use prometheus::{Gauge, Histogram, IntCounter};
 
 use super::families::Families;
 use super::{Metrics, REWIND_SECONDS, UPSTREAM_SECONDS, seconds};
+use crate::container::QuarantineReason;
 
 /// Isolation modes, as the command line names them.
 const MODES: &[&str] = &["rewind", "single-use", "none"];
+
+/// Outcomes of activations.
+const STATUSES: &[&str] = &["success", "application_error", "developer_error", "whisk_error"];
+
+/// Name and help of families that are found again by name.
+const QUARANTINED: (&str, &str) =
+    ("rewind_quarantined_total", "Containers that could not be proven pristine, by reason.");
+const ENDED: (&str, &str) = ("rewind_activations_total", "Activations answered, by outcome.");
 
 /// What one rewind did. All counts are of this rewind alone.
 #[derive(Debug, Clone, Copy, Default)]
@@ -87,6 +96,13 @@ impl Ours {
         let state = |state: &str| {
             families.gauge("rewind_pool_containers", "Containers by state.", &[("state", state)])
         };
+        // Present from the first scrape, so that the first event is a step up from 0 and not a new series.
+        for reason in QuarantineReason::all() {
+            families.counter(QUARANTINED.0, QUARANTINED.1, &[("reason", reason.name())])?;
+        }
+        for status in STATUSES {
+            families.counter(ENDED.0, ENDED.1, &[("status", status)])?;
+        }
         let mut isolation = Vec::with_capacity(MODES.len());
         for mode in MODES {
             let help = "1 for the isolation mode in force. Mode none gives no isolation between requests.";
@@ -206,11 +222,7 @@ impl Metrics {
 
     /// A container was quarantined; `reason` is one of the closed list of reasons.
     pub fn quarantined(&self, reason: &'static str) {
-        let series = self.ours.families.counter(
-            "rewind_quarantined_total",
-            "Containers that could not be proven pristine, by reason.",
-            &[("reason", reason)],
-        );
+        let series = self.ours.families.counter(QUARANTINED.0, QUARANTINED.1, &[("reason", reason)]);
         if let Ok(series) = series {
             series.inc();
         }
@@ -233,11 +245,7 @@ impl Metrics {
     /// An activation was answered; `status` is `success`, `application_error`, `developer_error` or
     /// `whisk_error`.
     pub fn activation_ended(&self, status: &'static str) {
-        let series = self.ours.families.counter(
-            "rewind_activations_total",
-            "Activations answered, by outcome.",
-            &[("status", status)],
-        );
+        let series = self.ours.families.counter(ENDED.0, ENDED.1, &[("status", status)]);
         if let Ok(series) = series {
             series.inc();
         }
