@@ -166,6 +166,7 @@ async fn every_query_has_an_answer_from_a_real_prometheus() {
     let invoker = lab
         .invoker()
         .manifest(&rewind_tests::lab::manifest(&[("python-single:3.11", stems)]))
+        .env("REWIND_LOG", std::env::var("PERI_LOG").unwrap_or_else(|_| "info".to_owned()))
         .env("CONFIG_whisk_kafka_consumerLagCheckInterval", "1 s")
         .env("CONFIG_whisk_containerPool_prewarmExpirationCheckInitDelay", "1 s")
         .env("CONFIG_whisk_containerPool_prewarmExpirationCheckInterval", "1 s")

@@ -5,7 +5,8 @@ use std::sync::{Mutex, PoisonError};
 
 use prometheus::core::Collector;
 use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry,
+    Counter, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts,
+    Registry,
 };
 
 /// Label names and values of one series, in any order (the encoder sorts them).
@@ -35,6 +36,13 @@ impl Families {
         let family =
             self.family(&self.counters, name, || IntCounterVec::new(Opts::new(name, help), &names))?;
         family.get_metric_with_label_values(&values(labels))
+    }
+
+    /// A counter of fractions, without labels.
+    pub(super) fn seconds_counter(&self, name: &str, help: &str) -> Result<Counter, prometheus::Error> {
+        let counter = Counter::new(name, help)?;
+        self.registry.register(Box::new(counter.clone()))?;
+        Ok(counter)
     }
 
     pub(super) fn gauge(

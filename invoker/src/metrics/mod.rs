@@ -242,4 +242,48 @@ mod tests {
             assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
         }
     }
+
+    /// A table of every family: name, type, labels, help.
+    fn table(metrics: &Metrics) -> String {
+        let mut table = String::from("\n| name | type | labels | what it says |\n|---|---|---|---|\n");
+        let mut families = metrics.registry.gather();
+        families.sort_by_key(|family| (family.name().starts_with("rewind_"), family.name().to_owned()));
+        for family in families {
+            let labels: Vec<String> = family.get_metric().first().map_or_else(Vec::new, |metric| {
+                metric.get_label().iter().map(|label| format!("`{}`", label.name())).collect()
+            });
+            let kind = format!("{:?}", family.get_field_type()).to_lowercase();
+            table.push_str(&format!(
+                "| `{}` | {kind} | {} | {} |\n",
+                family.name(),
+                labels.join(", "),
+                family.help()
+            ));
+        }
+        table.push('\n');
+        table
+    }
+
+    #[test]
+    fn every_metric_is_in_the_operators_guide() {
+        let metrics = metrics(true);
+        move_all(&metrics);
+        metrics.build_info("0", "pagemap");
+        metrics.container_obtained("cold", Duration::ZERO);
+        metrics.rewound(&RewindSample { phases: &[("freeze", Duration::ZERO)], ..RewindSample::default() });
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operators-guide.md");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let marker = text.find("<!-- generated: metrics").expect("the guide has a place for the table");
+        let start = marker + text[marker..].find('\n').unwrap() + 1;
+        let end = start + text[start..].find("<!-- end -->").unwrap();
+        let wanted = table(&metrics);
+        if text[start..end] != wanted {
+            assert!(
+                std::env::var_os("UPDATE_DOCS").is_some(),
+                "{} is not current, run this test with UPDATE_DOCS=1; wanted:\n{wanted}",
+                path.display()
+            );
+            std::fs::write(&path, format!("{}{wanted}{}", &text[..start], &text[end..])).unwrap();
+        }
+    }
 }

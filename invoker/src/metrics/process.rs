@@ -1,6 +1,6 @@
 //! The process itself, under the names that every Prometheus client library uses.
 
-use prometheus::Gauge;
+use prometheus::{Counter, Gauge};
 
 use super::families::Families;
 
@@ -8,7 +8,7 @@ use super::families::Families;
 #[derive(Debug)]
 pub(super) struct Process {
     resident: Gauge,
-    cpu: Gauge,
+    cpu: Counter,
     threads: Gauge,
     fds: Gauge,
     started: Gauge,
@@ -19,7 +19,8 @@ impl Process {
         let gauge = |name: &str, help: &str| families.gauge(name, help, &[]);
         Ok(Self {
             resident: gauge("process_resident_memory_bytes", "Resident memory of the invoker.")?,
-            cpu: gauge("process_cpu_seconds_total", "User and system time of the invoker.")?,
+            cpu: families
+                .seconds_counter("process_cpu_seconds_total", "User and system time of the invoker.")?,
             threads: gauge("process_threads", "Threads of the invoker.")?,
             fds: gauge("process_open_fds", "Open file descriptors of the invoker.")?,
             started: gauge("process_start_time_seconds", "Start time, seconds since 1970.")?,
@@ -33,7 +34,9 @@ impl Process {
         if let Ok(stat) = me.stat() {
             let ticks = procfs::ticks_per_second() as f64;
             self.resident.set((stat.rss * procfs::page_size()) as f64);
-            self.cpu.set((stat.utime + stat.stime) as f64 / ticks);
+            let used = (stat.utime + stat.stime) as f64 / ticks;
+            // Two scrapes at once may both see the same step; a counter must not go back.
+            self.cpu.inc_by((used - self.cpu.get()).max(0.0));
             self.threads.set(stat.num_threads as f64);
             if let Ok(boot) = procfs::boot_time_secs() {
                 self.started.set(boot as f64 + stat.starttime as f64 / ticks);

@@ -52,9 +52,7 @@ pub enum StoreOperation {
     SaveDocumentBulk,
     GetDocument,
     QueryView,
-    DeleteDocument,
     GetDocumentAttachment,
-    SaveDocumentAttachment,
 }
 
 /// A timed step: `started`, then `finished` or `failed`.
@@ -94,9 +92,7 @@ impl Step {
         Self::Database(StoreOperation::SaveDocumentBulk),
         Self::Database(StoreOperation::GetDocument),
         Self::Database(StoreOperation::QueryView),
-        Self::Database(StoreOperation::DeleteDocument),
         Self::Database(StoreOperation::GetDocumentAttachment),
-        Self::Database(StoreOperation::SaveDocumentAttachment),
     ];
 
     /// Component and action, then the sub-action if there is one.
@@ -131,9 +127,7 @@ impl Step {
                     StoreOperation::SaveDocumentBulk => "database_saveDocumentBulk",
                     StoreOperation::GetDocument => "database_getDocument",
                     StoreOperation::QueryView => "database_queryView",
-                    StoreOperation::DeleteDocument => "database_deleteDocument",
                     StoreOperation::GetDocumentAttachment => "database_getDocumentAttachment",
-                    StoreOperation::SaveDocumentAttachment => "database_saveDocumentAttachment",
                 },
                 None,
             ),
