@@ -1,9 +1,12 @@
 //! One HTTP exchange with a container's runtime (contract 5.1, 5.4, 5.5).
 //!
 //! A fresh connection per request, one request, one answer with a `Content-Length`, and the connection is closed:
-//! pause, resume and rewind would break one that is kept. Written over a plain socket with `httparse` instead of
-//! a full client: with nothing to pool, to follow or to decode, what remains is a connect, a write and a few
-//! reads (see the measurement in `benches`).
+//! pause, resume and rewind would break one that is kept.
+//!
+//! Written over a plain socket with `httparse`, since there is nothing to pool, to follow or to decode, and since the
+//! contract's rules (what has no length is no answer, what is too long is cut, what was not sent may go elsewhere)
+//! are about what a client usually hides. Measured over loopback, processor time per exchange: this 47 to 63 us,
+//! hyper's bare connection 51 to 58, reqwest 63 to 94; most of it is the kernel's connect and close.
 //!
 //! ```text
 //!   connect --refused--> /init: again after 2, 4, .. 50 ms    /run: not sent
