@@ -248,12 +248,6 @@ impl Settings {
     #[must_use]
     pub fn docker(&self, instance: &InvokerInstanceId) -> DockerConfig {
         let containers = &self.config.containers;
-        // The two ways to suspend have a time-out each; one of them is in use.
-        let (pause, unpause) = if containers.use_runc {
-            (containers.timeout_runc_pause, containers.timeout_runc_resume)
-        } else {
-            (containers.timeout_pause, containers.timeout_unpause)
-        };
         let mut env = vec![format!("__OW_API_HOST={}", self.config.api_host())];
         env.extend(containers.extra_env_vars.iter().cloned());
         DockerConfig {
@@ -265,9 +259,11 @@ impl Settings {
                 pull: containers.timeout_pull,
                 ps: containers.timeout_ps,
                 inspect: containers.timeout_inspect,
-                pause,
-                unpause,
+                pause: containers.timeout_pause,
+                unpause: containers.timeout_unpause,
                 version: containers.timeout_version,
+                runc_pause: containers.timeout_runc_pause,
+                runc_resume: containers.timeout_runc_resume,
             },
             parallel_runs: usize::try_from(containers.parallel_runs).unwrap_or(usize::MAX),
             network: containers.network.clone(),

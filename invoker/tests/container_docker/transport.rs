@@ -2,10 +2,8 @@
 
 use crate::support::{Fixture, body_of, docker, order, request, run};
 use openwhisk_compat::response::ContainerReply::{self, Answer, NoResponse, ShuttingDown, TimedOut};
-use rewind_invoker::container::{
-    LeaseRefused, QuarantineReason, Request, RewindRefused, SingleUse,
-};
 use rewind_invoker::container::{Initialised, Waiver};
+use rewind_invoker::container::{LeaseRefused, QuarantineReason, Request, RewindRefused, SingleUse};
 use rewind_invoker::pool::Isolation;
 use std::time::Duration;
 

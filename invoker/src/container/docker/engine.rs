@@ -26,6 +26,10 @@ pub struct DockerTimeouts {
     pub unpause: Duration,
     /// Asking for the version, at start.
     pub version: Duration,
+    /// Suspending one with `runc` (`runc.timeouts.pause`).
+    pub runc_pause: Duration,
+    /// Resuming one with `runc` (`runc.timeouts.resume`).
+    pub runc_resume: Duration,
 }
 
 impl Default for DockerTimeouts {
@@ -39,6 +43,8 @@ impl Default for DockerTimeouts {
             pause: Duration::from_secs(10),
             unpause: Duration::from_secs(10),
             version: Duration::from_secs(10),
+            runc_pause: Duration::from_secs(10),
+            runc_resume: Duration::from_secs(10),
         }
     }
 }

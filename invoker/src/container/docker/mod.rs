@@ -383,7 +383,7 @@ impl DockerBackend {
     /// Lets a container go on that may have been suspended in either way, so that it can be killed.
     async fn let_go(&self, engine_id: &str, paused: bool) {
         let result = match self.runc() {
-            Some(runc) if !paused => runc.resume(engine_id, self.config.timeouts.unpause).await,
+            Some(runc) if !paused => runc.resume(engine_id, self.config.timeouts.runc_resume).await,
             _ if paused => self.unpause(engine_id).await,
             _ => Ok(()),
         };
@@ -470,14 +470,14 @@ impl ContainerBackend for DockerBackend {
         // Whether or not it works out: it may be suspended from now on.
         container.suspended.store(true, Ordering::Relaxed);
         if let Some(runc) = self.runc() {
-            match runc.pause(id, limit).await {
+            match runc.pause(id, self.config.timeouts.runc_pause).await {
                 Ok(()) => return Ok(()),
                 Err(error) if container.liveness.is_alive() => {
                     self.runc_failed.store(true, Ordering::Relaxed);
                     tracing::warn!(container = %container.name, error = %crate::errors::chain(&error),
                         "runc does not work here: suspending through the engine from now on");
                     // It may have got half way.
-                    let _ = runc.resume(id, limit).await;
+                    let _ = runc.resume(id, self.config.timeouts.runc_resume).await;
                 }
                 Err(error) => return Err(error),
             }
@@ -492,9 +492,9 @@ impl ContainerBackend for DockerBackend {
     }
 
     async fn resume(&self, container: &Handle) -> Result<(), EngineError> {
-        let (id, limit) = (&container.engine_id, self.config.timeouts.unpause);
+        let id = &container.engine_id;
         match self.runc() {
-            Some(runc) => runc.resume(id, limit).await?,
+            Some(runc) => runc.resume(id, self.config.timeouts.runc_resume).await?,
             None => self.unpause(id).await?,
         }
         container.suspended.store(false, Ordering::Relaxed);

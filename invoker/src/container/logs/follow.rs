@@ -16,8 +16,14 @@ use tokio::time::Instant;
 const POLL_FIRST: Duration = Duration::from_millis(1);
 const POLL_MAX: Duration = Duration::from_millis(5);
 
-/// How long to wait for a mark in mode [`LogMode::NoWait`]. Without it what is in the file has to do.
+/// Most time that [`LogMode::NoWait`] takes, however much there is to read.
+const NO_WAIT_TOTAL: Duration = Duration::from_secs(2);
+
+/// How long nothing must come while marks are awaited. Without them what is in the file has to do.
 const MARK_DEADLINE: Duration = Duration::from_millis(250);
+
+/// How long nothing must come for what is there to be all, when there is nobody to mark the end.
+const UNMARKED_IDLE: Duration = Duration::from_millis(50);
 
 /// How much of the file is read at once.
 const CHUNK: usize = 16 * 1024;
@@ -140,24 +146,29 @@ impl LogFollower {
         let barrier = Barrier::random();
         let marked = channel.is_some_and(|channel| liveness.is_alive() && channel.mark(&barrier));
         let mut mark = Expected::new(barrier);
-        let end = Instant::now() + MARK_DEADLINE.min(request.deadlines.total);
+        let end = Instant::now() + NO_WAIT_TOTAL.min(request.deadlines.total);
+        // Without marks: until nothing has come for a moment. A dead container's last words pass through shim and
+        // engine too.
+        let patience = if marked { MARK_DEADLINE } else { UNMARKED_IDLE };
+        let mut idle_end = Instant::now() + patience;
         let mut pause = POLL_FIRST;
-        let mut last_look = false;
         loop {
             if self.advance(collector, request, Some(&mut mark))? == Progress::Done || mark.seen == [true; 2]
             {
                 return Ok(());
             }
-            if self.read_more()? && !last_look {
-                last_look = Instant::now() >= end;
-                continue;
-            }
-            if last_look {
+            let now = Instant::now();
+            if self.read_more()? {
+                idle_end = now + patience;
+                if now < end {
+                    continue;
+                }
+                self.advance(collector, request, Some(&mut mark))?;
                 return Ok(());
             }
-            // A dead container's last words pass through shim and engine too.
-            let patience = if marked { end } else { end - MARK_DEADLINE / 2 };
-            last_look = Instant::now() >= patience;
+            if now >= idle_end.min(end) {
+                return Ok(());
+            }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(POLL_MAX);
         }
