@@ -81,6 +81,9 @@ pub fn checkpoint(
     let queues = from_inside(target, options, &engine, &mut tracer, &mut processes)
         .map_err(Failure::Own)
         .and_then(|queues| {
+            if options.advice {
+                processes.iter_mut().try_for_each(Process::record_advice).map_err(Failure::Own)?;
+            }
             let begun = Instant::now();
             files().map_err(Failure::Files)?;
             in_files = begun.elapsed();

@@ -14,6 +14,9 @@ pub struct Options {
     pub quiet: Duration,
     /// The bound of each single step (stopping, killing strangers, one injected batch). Default 2 s.
     pub step_deadline: Duration,
+    /// Refuse processes that advised the kernel otherwise about their memory (`MADV_DONTFORK`, huge pages and
+    /// the like). It costs a walk of the page tables in each rewind (0.3 to 1 ms for 30 MB). Default on.
+    pub advice: bool,
     /// Compare everything, byte for byte and map for map, after each rewind. For tests: O(size). Default off.
     pub paranoid: bool,
     /// A page that changed in so many rewinds in a row stays writable ('hot') and is copied back in place.
@@ -32,6 +35,7 @@ impl Default for Options {
             settle: Duration::from_secs(5),
             quiet: Duration::from_millis(20),
             step_deadline: Duration::from_secs(2),
+            advice: true,
             paranoid: false,
             hot_after: 2,
             cold_after: 32,

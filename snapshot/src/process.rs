@@ -4,6 +4,7 @@ use crate::engine::{Heat, MemoryEngine, MemoryImage, Stopped};
 use crate::freeze::Tracer;
 use crate::inject::{Agent, Answers, Batch, Call, LANES, Runner};
 use crate::layout::{Layout, Step};
+use crate::objects::advice::Advice;
 use crate::objects::attributes::{
     self, ProcessAttributes, ProcessReader, ProcessWriter, ThreadAttributes, ThreadReader, ThreadWriter,
 };
@@ -65,6 +66,7 @@ pub(crate) struct Process {
     layout: Option<Layout>,
     attributes: Option<ProcessAttributes>,
     image: Option<Box<dyn MemoryImage>>,
+    advice: Option<Advice>,
 }
 
 /// What [`Process::inspect`] found.
@@ -107,7 +109,9 @@ impl Process {
             if seen.ignored & !ptrace::ALL_BUT_TRAP != 0 {
                 // Injected code ends in a breakpoint, and the kernel gives an ignored forced signal its
                 // default action.
-                return Err(Quarantine::new(Reason::SignalActions, format!("process {pid} ignores SIGTRAP")).into());
+                return Err(
+                    Quarantine::new(Reason::SignalActions, format!("process {pid} ignores SIGTRAP")).into()
+                );
             }
             first.get_or_insert(seen);
             threads.push(thread);
@@ -133,6 +137,7 @@ impl Process {
             layout: None,
             attributes: None,
             image: None,
+            advice: None,
         })
     }
 
@@ -507,6 +512,17 @@ impl Process {
         self.place.returned(pid)?;
         report.objects_restored += 1;
         Ok(())
+    }
+
+    /// Records the advice on memory, after everything that the checkpoint itself maps.
+    pub(crate) fn record_advice(&mut self) -> Result<(), Quarantine> {
+        self.advice = Some(Advice::record(self.pid)?);
+        Ok(())
+    }
+
+    /// Refuses a process that has advised the kernel otherwise since.
+    pub(crate) fn check_advice(&self) -> Result<(), Quarantine> {
+        self.advice.as_ref().map_or(Ok(()), |advice| advice.check(self.pid))
     }
 
     /// Compares everything once more. Any difference is an error of ours, or an attack that got through.

@@ -173,6 +173,9 @@ impl Snapshot {
             process.restore_memory(tracer, &mut report)?;
             faults.trip(FaultPoint::Copy)?;
         }
+        for process in &self.processes {
+            process.check_advice()?;
+        }
         watch.lap(Phase::Copy);
 
         files().or_quarantine(Reason::Files, || "the caller's files".to_owned())?;

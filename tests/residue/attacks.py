@@ -132,10 +132,10 @@ if "shmfile" in PREPARED:
     write("/dev/shm/pristine", b"p" * PAGE)
 EPOLL = None
 if "epoll" in PREPARED:
+    # The end that can always be written to, so that there is always an event.
     EPOLL_PIPE = os.pipe()
-    os.write(EPOLL_PIPE[1], b"x")
     EPOLL = C.epoll_create1(0)
-    C.epoll_ctl(EPOLL, 1, EPOLL_PIPE[0], struct.pack("<IQ", 1, 7))
+    C.epoll_ctl(EPOLL, 1, EPOLL_PIPE[1], struct.pack("<IQ", 4, 7))
 INOTIFY = C.inotify_init1(0o4000) if "inotify" in PREPARED else None
 PAIR = socket.socketpair() if "pair" in PREPARED else None
 TIMERFD = C.timerfd_create(1, 0o4000) if "timerfd" in PREPARED else None
@@ -358,17 +358,6 @@ def look_thp(mark):
     return C.prctl(42, 0, 0, 0, 0) == 1
 
 
-def plant_stack(secret):
-    def down(depth, text):
-        return down(depth - 1, text + "") if depth else len(text)
-    buffer = (ctypes.c_char * 200)()
-    buffer.value = secret.encode()
-    down(200, secret)
-
-
-look_stack = look_heap
-
-
 def plant_thread_local(secret):
     LOCAL.value = secret
 
@@ -386,7 +375,9 @@ def look_rounding(mark):
 
 
 def plant_first(secret):
-    """Nothing at all: the request's own bytes, in the buffers of whoever handled it."""
+    """Nothing is kept: copies of the request's own bytes, as any handling of it makes and frees."""
+    copies = [secret + str(number) for number in range(5000)]
+    del copies
 
 
 def look_first(mark):
@@ -1646,13 +1637,11 @@ def look_groups(mark):
 
 
 def plant_personality(secret):
-    current = C.personality(0xffffffff)
-    if C.personality(current | 0x0040000) < 0:
-        raise Forbidden("personality: " + os.strerror(ctypes.get_errno()))
+    call("personality", ctypes.c_ulong(0x20000))
 
 
 def look_personality(mark):
-    return C.personality(0xffffffff) & 0x0040000
+    return os.uname().release.startswith("2.6")
 
 
 def plant_environment(secret):
@@ -1697,7 +1686,7 @@ def look_session(mark):
 
 
 def plant_epoll_changed(secret):
-    call("epoll_ctl", EPOLL, 3, EPOLL_PIPE[0], struct.pack("<IQ", 1, 4242))
+    call("epoll_ctl", EPOLL, 3, EPOLL_PIPE[1], struct.pack("<IQ", 4, 4242))
 
 
 def look_epoll_changed(mark):

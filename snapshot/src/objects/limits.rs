@@ -12,6 +12,9 @@ pub(crate) struct Limits {
     /// `/proc/<pid>/oom_score_adj`, read and write.
     oom: File,
     oom_value: Vec<u8>,
+    /// `/proc/<pid>/coredump_filter`, read and write.
+    dump: File,
+    dump_value: Vec<u8>,
 }
 
 impl Limits {
@@ -27,7 +30,14 @@ impl Limits {
             .open(&path)
             .or_quarantine(Reason::Unreadable, || path.clone())?;
         let oom_value = read_short(&oom).or_quarantine(Reason::Unreadable, || path)?;
-        Ok(Limits { resources, oom, oom_value })
+        let path = format!("/proc/{pid}/coredump_filter");
+        let dump = File::options()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .or_quarantine(Reason::Unreadable, || path.clone())?;
+        let dump_value = read_short(&dump).or_quarantine(Reason::Unreadable, || path)?;
+        Ok(Limits { resources, oom, oom_value, dump, dump_value })
     }
 
     /// Puts back what differs; returns how much did.
@@ -43,6 +53,13 @@ impl Limits {
         let failed = || format!("OOM score of process {pid}");
         if read_short(&self.oom).or_quarantine(Reason::ProcessVanished, failed)? != self.oom_value {
             self.oom.write_all_at(&self.oom_value, 0).or_quarantine(Reason::Limits, failed)?;
+            restored += 1;
+        }
+        let failed = || format!("core dump filter of process {pid}");
+        if read_short(&self.dump).or_quarantine(Reason::ProcessVanished, failed)? != self.dump_value {
+            // Read without a prefix, written in any base if it has one.
+            let value = [b"0x", &self.dump_value[..]].concat();
+            self.dump.write_all_at(&value, 0).or_quarantine(Reason::Limits, failed)?;
             restored += 1;
         }
         Ok(restored)

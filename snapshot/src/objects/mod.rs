@@ -6,12 +6,14 @@
 //! | module | from outside | from inside (one batch) |
 //! |---|---|---|
 //! | [`identity`] | ids, capabilities, seccomp, parent, namespaces | |
+//! | [`advice`] | advice on memory (`madvise`) | |
 //! | [`limits`] | resource limits, scheduling, affinity, I/O priority, OOM score | |
 //! | [`attributes`] | comm, timers | signals, timers, prctl, altstack, IPC counts, keyrings |
 //! | [`fds`] | description state, through kept duplicates | closing, putting back, interest lists |
 //! | [`place`] | root, mounts, executable | working directory |
 //! | [`ipc`] | POSIX message queues | |
 
+pub(crate) mod advice;
 pub(crate) mod attributes;
 pub(crate) mod fds;
 pub(crate) mod identity;

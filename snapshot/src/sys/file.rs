@@ -72,6 +72,11 @@ pub(crate) fn unlock(fd: BorrowedFd<'_>) -> Result<(), Errno> {
     const F_OFD_SETLK: libc::c_int = 37;
     // SAFETY: no pointers are passed.
     Errno::result(unsafe { libc::flock(fd.as_raw_fd(), libc::LOCK_UN) })?;
+    match fcntl(fd, libc::F_SETLEASE, libc::c_long::from(libc::F_UNLCK)) {
+        // There is no lease, or cannot be one.
+        Ok(_) | Err(Errno::EAGAIN | Errno::EINVAL | Errno::EACCES) => {}
+        Err(errno) => return Err(errno),
+    }
     // SAFETY: an all-zero flock is valid; the range 0+0 means the whole file.
     let mut range: libc::flock = unsafe { MaybeUninit::zeroed().assume_init() };
     range.l_type = i16::try_from(libc::F_UNLCK).unwrap_or(2);
