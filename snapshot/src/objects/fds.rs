@@ -75,7 +75,9 @@ enum Kind {
     Device,
     Pipe {
         size: i32,
-        drained: bool,
+        /// What lies in it, if it can be read through this description. Node's signal lock is a byte that
+        /// lies in a pipe of libuv for ever.
+        content: Option<Vec<u8>>,
     },
     EventCounter {
         count: u64,
@@ -509,11 +511,14 @@ impl Kind {
         }
         if mode == SFlag::S_IFIFO {
             let size = file::pipe_size(ours).or_quarantine(Reason::Unreadable, who)?;
-            let drained = !write_only(ours);
-            if drained && file::readable(ours).or_quarantine(Reason::Unreadable, who)? > 0 {
-                return Err(RecordError::Busy(format!("{} holds unread data", who())));
+            let mut content = None;
+            if !write_only(ours) {
+                if file::readable(ours).or_quarantine(Reason::Unreadable, who)? > file::PEEK_MAX {
+                    return Err(RecordError::Busy(format!("{} holds unread data", who())));
+                }
+                content = Some(file::peek_pipe(ours).or_quarantine(Reason::Unreadable, who)?);
             }
-            return Ok(Kind::Pipe { size, drained });
+            return Ok(Kind::Pipe { size, content });
         }
         if mode == SFlag::S_IFSOCK {
             return Socket::record(ours, who).map(Kind::Socket);
@@ -537,10 +542,10 @@ impl Kind {
                 file::seek(ours, *offset).or_quarantine(Reason::FdNotRestored, who)?;
                 Ok(true)
             }
-            Kind::Pipe { size, drained } => {
+            Kind::Pipe { size, content } => {
                 let mut differed = false;
-                if *drained {
-                    differed = drain(ours, who)?;
+                if let Some(content) = content {
+                    differed = refill(ours, content, who)?;
                 }
                 if file::pipe_size(ours).or_quarantine(Reason::FdNotRestored, who)? != *size {
                     file::set_pipe_size(ours, *size).or_quarantine(Reason::FdNotRestored, who)?;
@@ -598,6 +603,21 @@ fn drain(fd: BorrowedFd<'_>, who: &dyn Fn() -> String) -> Result<bool, Quarantin
         }
     }
     Err(Quarantine::new(Reason::PipeNotDrained, who()))
+}
+
+/// Makes a pipe hold exactly `content`; true if it did not.
+fn refill(fd: BorrowedFd<'_>, content: &[u8], who: &dyn Fn() -> String) -> Result<bool, Quarantine> {
+    if content.is_empty() {
+        return drain(fd, who);
+    }
+    let readable = file::readable(fd).or_quarantine(Reason::PipeNotDrained, who)?;
+    if readable == content.len() && file::peek_pipe(fd).or_quarantine(Reason::PipeNotDrained, who)? == content
+    {
+        return Ok(false);
+    }
+    drain(fd, who)?;
+    file::fill_pipe(fd, content).or_quarantine(Reason::PipeNotDrained, who)?;
+    Ok(true)
 }
 
 fn eventfd_count(info: &[u8]) -> Result<u64, Quarantine> {

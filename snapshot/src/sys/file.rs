@@ -88,6 +88,41 @@ pub(crate) fn unlock(fd: BorrowedFd<'_>) -> Result<(), Errno> {
     }
 }
 
+/// Most bytes that [`peek_pipe`] looks at: what a pipe takes at once or not at all.
+pub(crate) const PEEK_MAX: usize = 4096;
+
+/// What lies in a pipe (up to [`PEEK_MAX`]), without taking it out.
+pub(crate) fn peek_pipe(fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
+    if readable(fd)? == 0 {
+        return Ok(Vec::new());
+    }
+    let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC | nix::fcntl::OFlag::O_NONBLOCK)?;
+    // SAFETY: no pointers are passed.
+    let copied = unsafe { libc::tee(fd.as_raw_fd(), writer.as_raw_fd(), PEEK_MAX, libc::SPLICE_F_NONBLOCK) };
+    let copied = usize::try_from(Errno::result(copied)?).unwrap_or(0);
+    let mut content = vec![0; copied];
+    let mut read = 0;
+    while read < copied {
+        match nix::unistd::read(&reader, &mut content[read..])? {
+            0 => return Err(Errno::EIO),
+            more => read += more,
+        }
+    }
+    Ok(content)
+}
+
+/// Writes into a pipe through any of its ends.
+pub(crate) fn fill_pipe(fd: BorrowedFd<'_>, content: &[u8]) -> Result<(), Errno> {
+    use nix::fcntl::OFlag;
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let flags = OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let writer = nix::fcntl::open(path.as_str(), flags, nix::sys::stat::Mode::empty())?;
+    match nix::unistd::write(&writer, content)? {
+        written if written == content.len() => Ok(()),
+        _ => Err(Errno::EIO),
+    }
+}
+
 /// The offset of a seekable description, or an error for others.
 pub(crate) fn offset(fd: BorrowedFd<'_>) -> Result<i64, Errno> {
     // SAFETY: no pointers are passed.
@@ -177,4 +212,22 @@ pub(crate) fn mount_id(path: &str) -> Result<u64, Errno> {
     Errno::result(done)?;
     // SAFETY: zeroed before and filled by the successful call; all fields are plain numbers.
     Ok(unsafe { out.assume_init() }.stx_mnt_id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn a_pipe_is_looked_into_and_filled_again() {
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        assert_eq!(peek_pipe(reader.as_fd()).unwrap(), b"");
+        nix::unistd::write(&writer, b"lock").unwrap();
+        assert_eq!(peek_pipe(reader.as_fd()).unwrap(), b"lock");
+        let mut buffer = [0; 10];
+        assert_eq!(nix::unistd::read(&reader, &mut buffer).unwrap(), 4);
+        fill_pipe(reader.as_fd(), b"again").unwrap();
+        assert_eq!(peek_pipe(reader.as_fd()).unwrap(), b"again");
+    }
 }
