@@ -3,7 +3,7 @@
 It runs Python actions in one process, like the runtime the recorded scenarios were made with.
 An action may return {"__raw": {...}} to shape the HTTP answer itself:
   body, status (200), chunked, nolength (delimited by the close), short (announce that many bytes more),
-  pad (append that many bytes and close the JSON string), nosentinel.
+  pad (append that many bytes), nosentinel.
 Code that begins with `RAWINIT {...}` shapes the answer to /init in the same way.
 With RECORDER=host:port in the environment every request is reported there as one line of JSON
 before it is handled, so that a test sees what the invoker really sent.
@@ -45,7 +45,7 @@ class Handler(BaseHTTPRequestHandler):
     def raw(self, shape):
         body = shape.get("body", "")
         if "pad" in shape:
-            body += "x" * shape["pad"] + '"}'
+            body += "x" * shape["pad"]
         data = body.encode()
         self.send_response(shape.get("status", 200))
         self.send_header("Content-Type", "application/json")

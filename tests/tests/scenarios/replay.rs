@@ -5,6 +5,7 @@ use reqwest::Method;
 use rewind_tests::Lab;
 use rewind_tests::env::Services;
 use rewind_tests::invoker::Invoker;
+use rewind_tests::message::Activation;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -76,13 +77,10 @@ impl Replay {
     /// An invoker set up as the genuine one was when the scenarios were recorded.
     pub(crate) async fn start() -> Self {
         let lab = Lab::within(Services::get(), "scenarios", &["0", "7"]).await;
-        let gateway = lab.docker.run(&[
-            "network",
-            "inspect",
-            "bridge",
-            "--format",
-            "{{(index .IPAM.Config 0).Gateway}}",
-        ]);
+        // The engine has the first address of its bridge's network; older engines do not say so.
+        let subnet = lab.docker.run(&["network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Subnet}}"]);
+        let network = subnet.split('/').next().and_then(|n| n.strip_suffix(".0")).expect("a.b.c.0/n");
+        let gateway = format!("{network}.1");
         let listener = TcpListener::bind((gateway.as_str(), 0)).await.expect("the bridge has this address");
         let recorder = listener.local_addr().expect("bound");
         let received = Arc::new(Mutex::new(Vec::new()));
@@ -113,12 +111,16 @@ impl Replay {
         }
         // Edits of another replica: the store keeps the revisions the messages name.
         let body = json!({"new_edits": false, "docs": docs});
-        let (status, answer) = self.lab.store.request(Method::POST, "whisks", "_bulk_docs", Some(body)).await;
+        let (status, answer) = self.lab.store.request(Method::POST, "whisks", "/_bulk_docs", Some(body)).await;
         assert!(status.is_success(), "{}: {status} {answer}", fixture.name);
     }
 
-    pub(crate) async fn publish(&self, message: &str) {
-        self.lab.controller.publish_text(0, message).await;
+    /// Publishes a message; one that has an id is checked by the controller's double from then on.
+    pub(crate) async fn publish(&self, message: &str, answerable: bool) {
+        match serde_json::from_str(message) {
+            Ok(value) if answerable => self.lab.controller.publish(&Activation { value }).await,
+            _ => self.lab.controller.publish_text(0, message).await,
+        }
     }
 
     /// Waits until the slot of an activation is free again.
@@ -133,8 +135,7 @@ impl Replay {
         ids.dedup();
         for id in &ids {
             for ack in self.lab.controller.acks_of(id) {
-                let topic = ack.topic.strip_prefix(&self.lab.name).expect("our topics carry our prefix");
-                seen.acks.push(json!({"topic": topic, "value": ack.value}));
+                seen.acks.push(json!({"topic": ack.topic, "value": ack.value}));
             }
             if !fixture.events.is_empty() {
                 seen.events.push(self.lab.controller.event(id).await);
