@@ -78,7 +78,13 @@ impl Replay {
     pub(crate) async fn start() -> Self {
         let lab = Lab::within(Services::get(), "scenarios", &["0", "7"]).await;
         // The engine has the first address of its bridge's network; older engines do not say so.
-        let subnet = lab.docker.run(&["network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Subnet}}"]);
+        let subnet = lab.docker.run(&[
+            "network",
+            "inspect",
+            "bridge",
+            "--format",
+            "{{(index .IPAM.Config 0).Subnet}}",
+        ]);
         let network = subnet.split('/').next().and_then(|n| n.strip_suffix(".0")).expect("a.b.c.0/n");
         let gateway = format!("{network}.1");
         let listener = TcpListener::bind((gateway.as_str(), 0)).await.expect("the bridge has this address");
@@ -111,7 +117,8 @@ impl Replay {
         }
         // Edits of another replica: the store keeps the revisions the messages name.
         let body = json!({"new_edits": false, "docs": docs});
-        let (status, answer) = self.lab.store.request(Method::POST, "whisks", "/_bulk_docs", Some(body)).await;
+        let (status, answer) =
+            self.lab.store.request(Method::POST, "whisks", "/_bulk_docs", Some(body)).await;
         assert!(status.is_success(), "{}: {status} {answer}", fixture.name);
     }
 
