@@ -101,7 +101,9 @@ fn begin_log(filter: &str, format: LogFormat) {
 }
 
 fn in_runtime(work: impl Future<Output = Result<(), start::StartError>>) -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(worker_threads()).enable_all().build();
+    let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("cannot start: {error}");
@@ -120,4 +122,11 @@ fn in_runtime(work: impl Future<Output = Result<(), start::StartError>>) -> Exit
             ExitCode::FAILURE
         }
     }
+}
+
+/// One thread carries several thousand activations a second, and every further one costs wake-ups: half of the
+/// machine's processors, 8 at most, the rest is for the containers.
+fn worker_threads() -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    (processors / 2).clamp(1, 8)
 }

@@ -263,27 +263,47 @@ async fn a_store_that_stays_away_is_given_up_after_three_further_tries() {
     assert_eq!(write(&writer, "guest/1").await, Ok(()), "the next record has its own tries");
 }
 
-#[tokio::test]
-async fn records_collect_while_requests_are_under_way() {
-    #[derive(Default)]
-    struct Batches(Mutex<Vec<usize>>);
-    impl Observer for Batches {
-        fn batch(&self, documents: usize) {
-            self.0.lock().unwrap().push(documents);
-        }
+#[derive(Default)]
+struct Batches(Mutex<Vec<usize>>);
+
+impl Observer for Batches {
+    fn batch(&self, documents: usize) {
+        self.0.lock().unwrap().push(documents);
     }
-    let (fake, couch) = start().await;
-    *fake.bulk_delay.lock().unwrap() = Duration::from_millis(20);
-    let batches = Arc::new(Batches::default());
-    let settings = WriterSettings { requests_max: 2, batch_documents_max: 50, ..quick() };
-    let writer = CouchWriter::start(couch.database("activations"), settings, Arc::clone(&batches) as _);
-    let all = (0..300).map(|n| {
+}
+
+/// Writes so many records at once, all of them successfully.
+async fn write_many(writer: &CouchWriter, count: usize) {
+    let all = (0..count).map(|n| {
         let writer = writer.clone();
         tokio::spawn(async move { write(&writer, &format!("guest/{n}")).await })
     });
     for outcome in futures::future::join_all(all).await {
         assert_eq!(outcome.unwrap(), Ok(()));
     }
+}
+
+#[tokio::test]
+async fn records_that_arrive_close_together_share_requests() {
+    let (fake, couch) = start().await;
+    let batches = Arc::new(Batches::default());
+    let settings = WriterSettings { spacing: Duration::from_millis(100), ..quick() };
+    let writer = CouchWriter::start(couch.database("activations"), settings, Arc::clone(&batches) as _);
+    write_many(&writer, 40).await;
+    assert_eq!(fake.written.lock().unwrap().len(), 40);
+    let batches = batches.0.lock().unwrap();
+    assert_eq!(batches.iter().sum::<usize>(), 40);
+    assert!(batches.len() < 20, "requests are free all the time: {batches:?}");
+}
+
+#[tokio::test]
+async fn records_collect_while_requests_are_under_way() {
+    let (fake, couch) = start().await;
+    *fake.bulk_delay.lock().unwrap() = Duration::from_millis(20);
+    let batches = Arc::new(Batches::default());
+    let settings = WriterSettings { requests_max: 2, batch_documents_max: 50, ..quick() };
+    let writer = CouchWriter::start(couch.database("activations"), settings, Arc::clone(&batches) as _);
+    write_many(&writer, 300).await;
     assert_eq!(fake.written.lock().unwrap().len(), 300);
     assert!(fake.running_max.load(Ordering::SeqCst) <= 2);
     let batches = batches.0.lock().unwrap();

@@ -6,8 +6,8 @@
 //!                                             +---- wait, again (at most 3 times) <----+ no answer, 5xx
 //! ```
 //!
-//! A document goes out at once while requests are few; when all of them are under way the rest collects and
-//! goes out together. Memory is bounded by the bytes of records admitted, not by their number: who comes when
+//! A document goes out at once after a quiet moment. Requests begin at least [`WriterSettings::spacing`] apart, and
+//! what arrives in between goes out together: under load that saves both sides most of the cost of a record. Memory is bounded by the bytes of records admitted, not by their number: who comes when
 //! the budget is spent waits.
 //!
 //! Trying again is safe: a record's id is fixed, so a second write of one that had arrived ends in a conflict
@@ -80,6 +80,8 @@ pub struct WriterSettings {
     /// Most requests at a time. Fewer than upstream's 64: what waits goes out in larger batches, which costs
     /// both sides less per record.
     pub requests_max: usize,
+    /// Least time between the beginnings of two requests.
+    pub spacing: Duration,
     /// Most bytes of records admitted and not yet written.
     pub waiting_bytes_max: usize,
     /// Further tries after one that passed over nothing (contract 4.1: 3); the pause before each.
@@ -92,6 +94,7 @@ impl Default for WriterSettings {
             batch_documents_max: 500,
             batch_bytes_max: 4 << 20,
             requests_max: 8,
+            spacing: Duration::from_millis(10),
             waiting_bytes_max: 64 << 20,
             // Long enough in sum to outlast a restart of the store.
             pauses: [Duration::from_millis(250), Duration::from_secs(1), Duration::from_secs(4)],
@@ -220,6 +223,7 @@ async fn run(mut arrivals: mpsc::UnboundedReceiver<Waiting>, sender: Sender) {
     let requests = Arc::new(Semaphore::new(sender.settings.requests_max.max(1)));
     // A record taken from the queue that did not fit into the batch before it.
     let mut left_over: Option<Waiting> = None;
+    let mut begin_at = tokio::time::Instant::now();
     loop {
         let first = match left_over.take() {
             Some(waiting) => waiting,
@@ -230,6 +234,8 @@ async fn run(mut arrivals: mpsc::UnboundedReceiver<Waiting>, sender: Sender) {
         };
         // The semaphore lives in this task and is never closed.
         let Ok(request) = Arc::clone(&requests).acquire_owned().await else { return };
+        tokio::time::sleep_until(begin_at).await;
+        begin_at = tokio::time::Instant::now() + sender.settings.spacing;
         let mut bytes = first.document.len();
         let mut batch = vec![first];
         while batch.len() < sender.settings.batch_documents_max {
