@@ -6,7 +6,7 @@ use std::time::Duration;
 /// What a checkpoint found and cost.
 #[derive(Debug, Clone, Default)]
 pub struct CheckpointReport {
-    /// Waiting for a place among the parallel checkpoints and rewinds.
+    /// Waiting for a place among those that work at the same time.
     pub waiting: Duration,
     /// From the order to the answer, without the waiting.
     pub total: Duration,
@@ -19,7 +19,7 @@ pub struct CheckpointReport {
 /// What a rewind did.
 #[derive(Debug, Clone, Default)]
 pub struct RewindReport {
-    /// Waiting for a place among the parallel checkpoints and rewinds.
+    /// Waiting for a place among those that work at the same time.
     pub waiting: Duration,
     /// From the order to the answer, without the waiting.
     pub total: Duration,

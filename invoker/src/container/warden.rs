@@ -27,9 +27,13 @@ pub struct WardenOptions {
     pub memory: snapshot::Options,
     /// Files.
     pub files: fs_overlay::Options,
-    /// Most checkpoints and rewinds at a time.
+    /// Most rewinds at a time, and a few times as many checkpoints.
     pub parallel_max: usize,
 }
+
+/// A checkpoint spends most of its time waiting for the runtime to settle, up to seconds. So that nobody's rewind
+/// waits for that, checkpoints have places of their own, and more of them.
+const CHECKPOINTS_PER_REWIND: usize = 8;
 
 impl Default for WardenOptions {
     fn default() -> Self {
@@ -47,13 +51,16 @@ impl Default for WardenOptions {
 #[derive(Debug, Clone)]
 pub(super) struct Wardens {
     options: Arc<WardenOptions>,
-    places: Arc<Semaphore>,
+    checkpoints: Arc<Semaphore>,
+    rewinds: Arc<Semaphore>,
 }
 
 impl Wardens {
     pub(super) fn new(options: WardenOptions) -> Self {
-        let places = Arc::new(Semaphore::new(options.parallel_max.clamp(1, Semaphore::MAX_PERMITS)));
-        Self { options: Arc::new(options), places }
+        let places = |count: usize| Arc::new(Semaphore::new(count.clamp(1, Semaphore::MAX_PERMITS)));
+        let rewinds = places(options.parallel_max);
+        let checkpoints = places(options.parallel_max.saturating_mul(CHECKPOINTS_PER_REWIND));
+        Self { options: Arc::new(options), checkpoints, rewinds }
     }
 }
 
@@ -75,7 +82,8 @@ enum Order {
 #[derive(Debug)]
 pub(super) struct Warden {
     orders: mpsc::SyncSender<Order>,
-    places: Arc<Semaphore>,
+    /// Where rewinds take their places.
+    rewinds: Arc<Semaphore>,
 }
 
 impl Warden {
@@ -94,24 +102,26 @@ impl Warden {
             .name(format!("warden-{name}"))
             .spawn(move || worker.work(&inbox))
             .map_err(|error| NoCheckpoint::Unharmed(warden_gone(&error)))?;
-        let warden = Self { orders, places: Arc::clone(&wardens.places) };
-        let (answer, waiting) = warden.order(Order::Checkpoint).await.map_err(NoCheckpoint::Unharmed)?;
+        let warden = Self { orders, rewinds: Arc::clone(&wardens.rewinds) };
+        let (answer, waiting) =
+            warden.order(&wardens.checkpoints, Order::Checkpoint).await.map_err(NoCheckpoint::Unharmed)?;
         answer.map(|report| (warden, CheckpointReport { waiting, ..report }))
     }
 
     /// Puts the container back. After an error it must be destroyed.
     pub(super) async fn rewind(&self, barrier: Option<Barrier>) -> Result<RewindReport, Verdict> {
-        let (answer, waiting) = self.order(|answer| Order::Rewind(barrier, answer)).await?;
+        let (answer, waiting) = self.order(&self.rewinds, |answer| Order::Rewind(barrier, answer)).await?;
         answer.map(|report| RewindReport { waiting, ..report })
     }
 
     /// Gives an order and waits for its answer, and says how long it waited for a place.
     async fn order<T>(
         &self,
+        places: &Semaphore,
         order: impl FnOnce(oneshot::Sender<T>) -> Order,
     ) -> Result<(T, Duration), Verdict> {
         let started = Instant::now();
-        let _place = self.places.acquire().await.map_err(|error| warden_gone(&error))?;
+        let _place = places.acquire().await.map_err(|error| warden_gone(&error))?;
         let waiting = started.elapsed();
         let (answer, answered) = oneshot::channel();
         self.orders.try_send(order(answer)).map_err(|error| warden_gone(&error))?;
