@@ -196,8 +196,7 @@ const cases = {
     ],
     fd_closed: [() => fs.closeSync(file), () => {
         try {
-            fs.fstatSync(file);
-            return false;
+            return fs.fstatSync(file).ino !== fs.statSync('/etc/passwd').ino;
         } catch {
             return true;
         }
@@ -233,9 +232,13 @@ const cases = {
     nice: [() => os.setPriority(7), () => os.getPriority() === 7],
     name: [
         (secret) => {
-            process.title = secret;
+            // No longer than the command line that it overwrites.
+            process.title = secret.slice(8, 16);
         },
-        (mark) => isSecret(read('/proc/self/cmdline'), mark) || isSecret(process.title, mark),
+        (mark) => {
+            const part = backwards(mark).slice(8, 16);
+            return process.title === part || read('/proc/self/cmdline').startsWith(part);
+        },
     ],
     threads: [
         () => Promise.all([...Array(16)].map(() => fs.promises.readFile('/etc/passwd'))).then(() => {
