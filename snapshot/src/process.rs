@@ -520,9 +520,40 @@ impl Process {
         Ok(())
     }
 
-    /// Refuses a process that has advised the kernel otherwise since.
-    pub(crate) fn check_advice(&self) -> Result<(), Quarantine> {
-        self.advice.as_ref().map_or(Ok(()), |advice| advice.check(self.pid))
+    /// Takes advice on memory back to what it was. The layout must have been restored.
+    pub(crate) fn restore_advice(
+        &mut self,
+        tracer: &mut Tracer,
+        report: &mut RewindReport,
+    ) -> Result<(), Quarantine> {
+        let pid = self.pid;
+        let Some(wanted) = &self.advice else { return Ok(()) };
+        let calls = wanted.difference(&Advice::record(pid)?)?;
+        if calls.is_empty() {
+            return Ok(());
+        }
+        report.mappings_restored += calls.len() as u64;
+        let runner = self.threads[0].runner(pid);
+        let agent = agent(&mut self.agent)?;
+        let mut calls = calls.into_iter().peekable();
+        while calls.peek().is_some() {
+            let mut batch = Batch::new();
+            while batch.has_room(0)
+                && let Some((start, end, advice)) = calls.next()
+            {
+                let advice = u64::from(advice.cast_unsigned());
+                batch.call(libc::SYS_madvise, [start, end - start, advice, 0, 0, 0]);
+            }
+            agent.run(tracer, runner, &batch)?;
+        }
+        // Answers do not matter: what counts is what is so now.
+        if *wanted != Advice::record(pid)? {
+            return Err(Quarantine::new(
+                Reason::LayoutNotRestored,
+                format!("advice on memory of process {pid}"),
+            ));
+        }
+        Ok(())
     }
 
     /// Compares everything once more. Any difference is an error of ours, or an attack that got through.

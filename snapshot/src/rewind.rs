@@ -158,6 +158,9 @@ impl Snapshot {
         for (process, inspection) in self.processes.iter_mut().zip(&inspections) {
             process.restore_layout(tracer, inspection, &mut report, &mut buffer)?;
         }
+        for process in &mut self.processes {
+            process.restore_advice(tracer, &mut report)?;
+        }
         faults.trip(FaultPoint::Layout)?;
         for (process, inspection) in self.processes.iter_mut().zip(&inspections) {
             process.restore_fds(tracer, inspection, &mut report)?;
@@ -172,9 +175,6 @@ impl Snapshot {
         for process in &mut self.processes {
             process.restore_memory(tracer, &mut report)?;
             faults.trip(FaultPoint::Copy)?;
-        }
-        for process in &self.processes {
-            process.check_advice()?;
         }
         watch.lap(Phase::Copy);
 

@@ -1,8 +1,9 @@
 //! What a process advised the kernel about its mappings (`madvise`).
 //!
 //! The text of maps does not show it, and nothing cheaper than smaps does: the page tables are walked, which
-//! costs about 20 ns a page. Most of it could be taken back, but not all (there is no way from 'huge pages
-//! wanted' to 'no advice'), so any difference is refused.
+//! costs about 20 ns a page. V8 keeps pages it does not use out of core dumps, so advice changes in honest
+//! requests too. Most of it can be taken back, but not all: there is no way from 'huge pages wanted' to 'no
+//! advice'.
 
 use crate::reason::{OrQuarantine, Quarantine, Reason};
 
@@ -21,18 +22,65 @@ impl Advice {
         Ok(parse(&String::from_utf8_lossy(&text)))
     }
 
-    /// Refuses a process whose advice is another.
-    pub(crate) fn check(&self, pid: i32) -> Result<(), Quarantine> {
-        let now = Advice::record(pid)?;
-        if now == *self {
-            return Ok(());
+    /// The calls of `madvise` that lead from the advice now to this one: start, end, advice.
+    pub(crate) fn difference(&self, now: &Advice) -> Result<Vec<(u64, u64, i32)>, Quarantine> {
+        let mut bounds: Vec<u64> =
+            self.0.iter().chain(&now.0).flat_map(|(start, end, _)| [*start, *end]).collect();
+        bounds.sort_unstable();
+        bounds.dedup();
+        let mut calls = Vec::new();
+        for piece in bounds.windows(2) {
+            let &[start, end] = piece else { continue };
+            let (want, have) = (self.at(start), now.at(start));
+            if want == have {
+                continue;
+            }
+            // Advice on the order of reading is one of three.
+            let order = bit("rr") | bit("sr");
+            if (want ^ have) & order != 0 {
+                let advice = match want & order {
+                    bits if bits == bit("rr") => libc::MADV_RANDOM,
+                    bits if bits == bit("sr") => libc::MADV_SEQUENTIAL,
+                    _ => libc::MADV_NORMAL,
+                };
+                calls.push((start, end, advice));
+            }
+            for (flag, on, off) in [
+                ("dc", libc::MADV_DONTFORK, Some(libc::MADV_DOFORK)),
+                ("wf", libc::MADV_WIPEONFORK, Some(libc::MADV_KEEPONFORK)),
+                ("dd", libc::MADV_DONTDUMP, Some(libc::MADV_DODUMP)),
+                ("mg", libc::MADV_MERGEABLE, Some(libc::MADV_UNMERGEABLE)),
+                // Each of these two takes the other back, but nothing takes back both.
+                ("hg", libc::MADV_HUGEPAGE, (want & bit("nh") != 0).then_some(libc::MADV_NOHUGEPAGE)),
+                ("nh", libc::MADV_NOHUGEPAGE, (want & bit("hg") != 0).then_some(libc::MADV_HUGEPAGE)),
+            ] {
+                let advice = match (want & bit(flag) != 0, have & bit(flag) != 0) {
+                    (true, false) => Some(on),
+                    (false, true) => off,
+                    _ => continue,
+                };
+                let advice = advice.ok_or_else(|| differs(flag, start))?;
+                calls.push((start, end, advice));
+            }
+            if (want ^ have) & bit("sl") != 0 {
+                return Err(differs("sl", start));
+            }
         }
-        let differs = |(a, b): &(&(u64, u64, u16), &(u64, u64, u16))| a != b;
-        let first = now.0.iter().zip(&self.0).find(differs).map(|(now, _)| now.0);
-        let at = first.or_else(|| now.0.last().or(self.0.last()).map(|stretch| stretch.0));
-        let detail = format!("advice on the memory of process {pid} near {:#x}", at.unwrap_or_default());
-        Err(Quarantine::new(Reason::LayoutNotRestored, detail))
+        Ok(calls)
     }
+
+    fn at(&self, address: u64) -> u16 {
+        self.0.iter().find(|(start, end, _)| (*start..*end).contains(&address)).map_or(0, |found| found.2)
+    }
+}
+
+fn bit(flag: &str) -> u16 {
+    WATCHED.iter().position(|watched| *watched == flag).map_or(0, |position| 1 << position)
+}
+
+fn differs(flag: &str, address: u64) -> Quarantine {
+    let detail = format!("advice on memory at {address:#x}: {flag} cannot be taken back");
+    Quarantine::new(Reason::LayoutNotRestored, detail)
 }
 
 fn parse(text: &str) -> Advice {
@@ -79,11 +127,36 @@ mod tests {
     }
 
     #[test]
-    fn advice_of_this_process_is_seen() {
-        let pid = std::process::id().cast_signed();
-        let before = Advice::record(pid).unwrap();
-        before.check(pid).unwrap();
-        let changed = Advice(vec![(0x1000, 0x2000, 1)]);
-        assert_eq!(changed.check(pid).unwrap_err().reason, Reason::LayoutNotRestored);
+    fn advice_is_taken_back_piece_by_piece() {
+        let (dc, wf, dd) = (bit("dc"), bit("wf"), bit("dd"));
+        let want = Advice(vec![(0x1000, 0x3000, dc)]);
+        let now = Advice(vec![(0x2000, 0x4000, dc | wf), (0x5000, 0x6000, dd)]);
+        let calls = want.difference(&now).unwrap();
+        assert_eq!(
+            calls,
+            [
+                (0x1000, 0x2000, libc::MADV_DONTFORK),
+                (0x2000, 0x3000, libc::MADV_KEEPONFORK),
+                (0x3000, 0x4000, libc::MADV_DOFORK),
+                (0x3000, 0x4000, libc::MADV_KEEPONFORK),
+                (0x5000, 0x6000, libc::MADV_DODUMP),
+            ]
+        );
+        assert_eq!(want.difference(&want).unwrap(), []);
+    }
+
+    #[test]
+    fn huge_pages_wanted_cannot_be_taken_back_to_no_advice() {
+        let (hg, nh) = (bit("hg"), bit("nh"));
+        let huge = Advice(vec![(0x1000, 0x2000, hg)]);
+        assert_eq!(Advice(vec![]).difference(&huge).unwrap_err().reason, Reason::LayoutNotRestored);
+        let none = Advice(vec![(0x1000, 0x2000, nh)]);
+        assert!(none.difference(&huge).unwrap().contains(&(0x1000, 0x2000, libc::MADV_NOHUGEPAGE)));
+    }
+
+    #[test]
+    fn order_of_reading_goes_back_to_normal() {
+        let random = Advice(vec![(0x1000, 0x2000, bit("rr"))]);
+        assert_eq!(Advice(vec![]).difference(&random).unwrap(), [(0x1000, 0x2000, libc::MADV_NORMAL)]);
     }
 }
