@@ -101,6 +101,11 @@ impl Builder {
         self
     }
 
+    /// All its environment variables, for who starts it in another way.
+    pub fn environment(&self) -> &BTreeMap<String, String> {
+        &self.environment
+    }
+
     /// Without an environment variable.
     pub fn without(mut self, name: &str) -> Self {
         self.environment.remove(name);

@@ -5,6 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rewind_tests::env::repository;
+use rewind_tests::invoker::binary;
 use rewind_tests::lab::Lab;
 use rewind_tests::message::{Action, Activation};
 use serde_json::{Value, json};
@@ -88,6 +89,115 @@ fn unit_and_image_grant_what_is_needed_and_no_more() {
     assert_eq!(granted, wanted, "the container");
 }
 
+/// Removes a container when dropped.
+struct Removed<'a>(&'a Lab, String);
+
+impl Removed<'_> {
+    fn docker(lab: &Lab) -> Command {
+        let mut docker = Command::new("docker");
+        docker.env("DOCKER_HOST", &lab.services.docker);
+        docker
+    }
+
+    fn say(&self, arguments: &[&str]) -> String {
+        let output = Self::docker(self.0).args(arguments).arg(&self.1).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).trim().to_owned() + &String::from_utf8_lossy(&output.stderr)
+    }
+}
+
+impl Drop for Removed<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.say(&["logs", "--tail", "60"]));
+        }
+        self.say(&["rm", "--force"]);
+    }
+}
+
+/// Whether a capability is in this process's bounding set: a machine may lack one, and cannot grant it then.
+fn may_be_granted(name: &str) -> bool {
+    // Numbers of linux/capability.h.
+    let number = match name {
+        "SYS_PTRACE" => 19,
+        "SYS_ADMIN" => 21,
+        "SYS_NICE" => 23,
+        "SYS_RESOURCE" => 24,
+        "MKNOD" => 27,
+        "SETFCAP" => 31,
+        _ => return true,
+    };
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let bounding = status.lines().find_map(|line| line.strip_prefix("CapBnd:")).unwrap();
+    u64::from_str_radix(bounding.trim(), 16).unwrap() >> number & 1 == 1
+}
+
+/// The image in the place of upstream's: the same arguments and environment, what `run-arguments` says, and an
+/// activation answered and rewound; SIGTERM ends it with status 0.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_image_takes_the_place_of_upstreams() {
+    const TEST: &str = "the_image_takes_the_place_of_upstreams";
+    const BASE: &str = "rewind-test/invoker-base:latest";
+    const IMAGE: &str = "rewind-test/invoker:latest";
+    if !have("mmdebstrap", "mmdebstrap", TEST) || !have("docker", "docker.io", TEST) {
+        return;
+    }
+    let lab = Lab::new("image").await;
+    let docker = || Removed::docker(&lab);
+    if !docker().args(["image", "inspect", BASE]).output().unwrap().status.success() {
+        let mut base = Command::new(deploy("container/base"));
+        succeeds(base.arg(BASE).env("DOCKER_HOST", &lab.services.docker));
+    }
+    let mut build = Command::new(deploy("container/build"));
+    succeeds(
+        build
+            .arg(IMAGE)
+            .env("BASE", BASE)
+            .env("REWIND_BINARY", binary())
+            .env("DOCKER_HOST", &lab.services.docker),
+    );
+
+    let root = docker().args(["info", "--format", "{{.DockerRootDir}}"]).output().unwrap();
+    let root = String::from_utf8(root.stdout).unwrap().trim().to_owned();
+    let socket = lab.services.docker.strip_prefix("unix://").expect("the engine has a socket").to_owned();
+    let name = format!("{}-invoker", lab.name);
+    let mut run = docker();
+    run.args(["run", "--detach", "--name", &name]);
+    for argument in std::fs::read_to_string(deploy("container/run-arguments")).unwrap().lines() {
+        if argument.starts_with("--volume=/var/lib/docker:") {
+            run.arg(format!("--volume={root}:{root}"));
+        } else if argument.starts_with("--volume=/var/run/docker.sock:") {
+            run.arg(format!("--volume={socket}:/var/run/docker.sock"));
+        } else if argument.starts_with("--volume=/var/lib/rewind:") {
+            run.arg(format!("--volume={}:/var/lib/rewind", lab.services.run.join(&name).display()));
+        } else if argument.strip_prefix("--cap-add=").is_some_and(|name| !may_be_granted(name)) {
+            eprintln!("NOTE {TEST}: this machine has no {argument}, the container goes without");
+        } else if argument.starts_with("--") {
+            run.arg(argument);
+        }
+    }
+    for (variable, value) in lab.invoker().environment() {
+        // The rest is the image's own affair.
+        if !matches!(variable.as_str(), "REWIND_DOCKER_HOST" | "DOCKER_HOST" | "REWIND_STATE_DIR") {
+            run.arg("--env").arg(format!("{variable}={value}"));
+        }
+    }
+    let line = format!("exec /init.sh --id 0 --uniqueName {}", lab.name);
+    succeeds(run.args([IMAGE, "/bin/sh", "-c", &line]));
+    let container = Removed(&lab, name);
+    lab.controller.ping(|ping| ping["isEnabled"] == true).await;
+
+    let code = "def main(args):\n    open('/tmp/left', 'w').write('x')\n    print('hello')\n    return {'ok': True}\n";
+    lab.store.put_action(&Action::new("guest/image", "python-single:3.11", code)).await;
+    for _ in 0..3 {
+        let ack = lab.controller.ask(Activation::of("guest/image")).await;
+        assert_eq!(ack.status(), Some(0), "{ack:?}");
+    }
+    container.say(&["stop", "--time", "60"]);
+    assert_eq!(container.say(&["inspect", "--format", "{{.State.ExitCode}}"]), "0");
+    let log = container.say(&["logs"]);
+    assert!(!log.contains("cannot be proven pristine"), "{log}");
+}
+
 /// A Prometheus that was asked.
 struct Prometheus {
     url: String,
@@ -166,7 +276,6 @@ async fn every_query_has_an_answer_from_a_real_prometheus() {
     let invoker = lab
         .invoker()
         .manifest(&rewind_tests::lab::manifest(&[("python-single:3.11", stems)]))
-        .env("REWIND_LOG", std::env::var("PERI_LOG").unwrap_or_else(|_| "info".to_owned()))
         .env("CONFIG_whisk_kafka_consumerLagCheckInterval", "1 s")
         .env("CONFIG_whisk_containerPool_prewarmExpirationCheckInitDelay", "1 s")
         .env("CONFIG_whisk_containerPool_prewarmExpirationCheckInterval", "1 s")
@@ -219,7 +328,6 @@ async fn every_query_has_an_answer_from_a_real_prometheus() {
         if EMPTY_IN_GOOD_TIMES.contains(&panel.as_str()) {
             prometheus.query(&query).await;
         } else {
-            eprintln!("{panel}: {query}");
             prometheus.until(&query).await;
         }
     }
