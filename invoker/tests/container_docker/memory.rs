@@ -19,6 +19,7 @@ async fn a_child_of_it_and_only_that_request() {
     let waiver = Waiver::from_setting(Isolation::None).expect("waiver");
     let in_use = fixture.in_use(1).await;
     assert_eq!(run(&in_use, "oomchild").await.reply, OutOfMemory);
+    assert!(in_use.handle().liveness.is_alive(), "the kernel killed more than the child");
     // The container lives, and an ordinary broken connection is not blamed on memory.
     let in_use = in_use.reuse_unprotected(waiver).expect("idle").put_in_use(1);
     assert_eq!(run(&in_use, "reset").await.reply, NoResponse);
