@@ -48,6 +48,16 @@ async fn soak(lab: &Lab, invoker: &Invoker, count: usize, window: usize, mut dis
 const NATIVE: &str = include_str!("../demo/plant.native");
 
 fn cpu(pid: u32) -> Duration {
+    for task in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
+        let dir = task.unwrap().path();
+        let stat = std::fs::read_to_string(dir.join("stat")).unwrap_or_default();
+        let comm = std::fs::read_to_string(dir.join("comm")).unwrap_or_default();
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        let sw = std::fs::read_to_string(dir.join("status")).unwrap_or_default();
+        let sw: Vec<&str> = sw.lines().filter(|l| l.contains("ctxt")).collect();
+        eprintln!("activation thread {} user {} sys {} {:?}", comm.trim(), fields[11], fields[12], sw);
+    }
+
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let ticks: u64 = fields.get(11..13).map_or(0, |f| f.iter().filter_map(|t| t.parse::<u64>().ok()).sum());
@@ -59,7 +69,7 @@ async fn soak_alone() {
     let lab = Lab::new("soak").await;
     let mode = std::env::var("MODE").unwrap_or("none".into());
     let count = std::env::var("COUNT").ok().and_then(|c| c.parse().ok()).unwrap_or(500);
-    let invoker = lab.invoker().isolation(&mode).env("REWIND_LOG", std::env::var("RLOG").unwrap_or("info".into())).start(&lab).await;
+    let invoker = lab.invoker().isolation(&mode).user_memory("4096 m").env("W", std::env::var("W").unwrap_or("2".into())).env("W", std::env::var("W").unwrap_or("2".into())).env("REWIND_LOG", std::env::var("RLOG").unwrap_or("info".into())).start(&lab).await;
     soak(&lab, &invoker, 40, 16, async |_| ()).await;
     let before = cpu(invoker.pid());
     soak(&lab, &invoker, count, 16, async |_| ()).await;
