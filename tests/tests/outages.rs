@@ -9,12 +9,17 @@ use rewind_tests::proxy::FaultyStore;
 use serde_json::json;
 use std::time::{Duration, Instant};
 
-const ECHO: &str = "def main(args):\n    return {'echo': args}\n";
 /// By when everything must be answered.
-const PATIENCE: Duration = Duration::from_secs(40);
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Publishes activations of several actions, `window` at a time, and calls `disturb` after each tenth.
-async fn soak(lab: &Lab, invoker: &Invoker, count: usize, window: usize, mut disturb: impl AsyncFnMut(usize)) {
+async fn soak(
+    lab: &Lab,
+    invoker: &Invoker,
+    count: usize,
+    window: usize,
+    mut disturb: impl AsyncFnMut(usize),
+) {
     let actions: Vec<String> = (0..4).map(|n| format!("guest/echo{n}")).collect();
     let mut revisions = Vec::new();
     for action in &actions {
@@ -48,16 +53,6 @@ async fn soak(lab: &Lab, invoker: &Invoker, count: usize, window: usize, mut dis
 const NATIVE: &str = include_str!("../demo/plant.native");
 
 fn cpu(pid: u32) -> Duration {
-    for task in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
-        let dir = task.unwrap().path();
-        let stat = std::fs::read_to_string(dir.join("stat")).unwrap_or_default();
-        let comm = std::fs::read_to_string(dir.join("comm")).unwrap_or_default();
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        let sw = std::fs::read_to_string(dir.join("status")).unwrap_or_default();
-        let sw: Vec<&str> = sw.lines().filter(|l| l.contains("ctxt")).collect();
-        eprintln!("activation thread {} user {} sys {} {:?}", comm.trim(), fields[11], fields[12], sw);
-    }
-
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let ticks: u64 = fields.get(11..13).map_or(0, |f| f.iter().filter_map(|t| t.parse::<u64>().ok()).sum());
@@ -65,16 +60,82 @@ fn cpu(pid: u32) -> Duration {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn soak_alone() {
+async fn many_activations_through_few_containers() {
     let lab = Lab::new("soak").await;
-    let mode = std::env::var("MODE").unwrap_or("none".into());
-    let count = std::env::var("COUNT").ok().and_then(|c| c.parse().ok()).unwrap_or(500);
-    let invoker = lab.invoker().isolation(&mode).user_memory("4096 m").env("W", std::env::var("W").unwrap_or("2".into())).env("W", std::env::var("W").unwrap_or("2".into())).env("REWIND_LOG", std::env::var("RLOG").unwrap_or("info".into())).start(&lab).await;
+    let invoker = lab.invoker().isolation("none").user_memory("4096 m").start(&lab).await;
     soak(&lab, &invoker, 40, 16, async |_| ()).await;
     let before = cpu(invoker.pid());
-    soak(&lab, &invoker, count, 16, async |_| ()).await;
+    soak(&lab, &invoker, 1000, 16, async |_| ()).await;
     let used = cpu(invoker.pid()) - before;
-    eprintln!("{:?} of processor time an activation, {} MB resident", used / count as u32, invoker.resident_bytes() >> 20);
+    eprintln!(
+        "{:?} of processor time an activation, {} MB resident",
+        used / 1000,
+        invoker.resident_bytes() >> 20
+    );
     assert!(invoker.stop().await.success());
+    lab.controller.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kafka_is_killed_and_comes_back() {
+    let services = Services::own("kafka", &[]);
+    let lab = Lab::within(&services, "kafkaout", &["0"]).await;
+    let invoker = lab.invoker().isolation("none").user_memory("4096 m").start(&lab).await;
+    soak(&lab, &invoker, 200, 16, async |n| {
+        if n == 60 || n == 130 {
+            services.restart("kafka", n == 130);
+        }
+    })
+    .await;
+    assert!(invoker.stop().await.success());
+    lab.controller.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_store_fails_now_and_then() {
+    let lab = Lab::new("storeout").await;
+    let upstream = lab.services.couchdb.clone();
+    let proxy = FaultyStore::before(&upstream, 0).await;
+    let invoker =
+        lab.invoker().isolation("none").user_memory("4096 m").store_at(proxy.address).start(&lab).await;
+    soak(&lab, &invoker, 40, 16, async |_| ()).await;
+    proxy.fail(100);
+    soak(&lab, &invoker, 200, 16, async |_| ()).await;
+    assert!(invoker.stop().await.success());
+    lab.controller.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_random_moments_it_answers_each_activation_once() {
+    let lab = Lab::new("killrand").await;
+    let builder = lab.invoker().isolation("none").user_memory("4096 m");
+    let mut invoker = Some(builder.start(&lab).await);
+    let action = Action::new("guest/echo", "native:1", NATIVE);
+    let revision = lab.store.put_action(&action).await;
+    let mut ids = Vec::new();
+    for round in 0..4_u64 {
+        for n in 0..30 {
+            let activation = Activation::of("guest/echo")
+                .revision(&revision)
+                .with("blocking", (n % 2 == 0).into())
+                .content(json!({"round": round, "n": n}));
+            lab.controller.publish(&activation).await;
+            ids.push(activation.id().to_owned());
+            tokio::time::sleep(Duration::from_millis(7 * (round + 1))).await;
+        }
+        if let Some(mut running) = invoker.take() {
+            running.kill();
+        }
+        invoker = Some(builder.start(&lab).await);
+    }
+    let running = invoker.take().expect("just started");
+    let left = lab.controller.unanswered(&ids, PATIENCE).await;
+    assert!(left.is_empty(), "{left:?}\n{}", running.tail());
+    let errors = ids
+        .iter()
+        .filter(|id| lab.controller.acks_of(id).iter().any(|ack| ack.value["isSystemError"] == true))
+        .count();
+    eprintln!("{} activations, {errors} cut off", ids.len());
+    assert!(running.stop().await.success());
     lab.controller.finish().await;
 }
