@@ -308,7 +308,7 @@ impl Settings {
     pub fn stem_ping(&self) -> Option<StemPing> {
         let pool = &self.config.pool;
         pool.health_check_enabled
-            .then(|| StemPing { period: pool.health_check_period, fails_max: pool.health_check_max_fails })
+            .then_some(StemPing { period: pool.health_check_period, fails_max: pool.health_check_max_fails })
     }
 
     /// How activations are executed.

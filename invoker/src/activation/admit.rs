@@ -100,16 +100,16 @@ impl Admission {
         action: Arc<ExecutableAction>,
     ) -> Result<Activation, Box<(Handed, Refusal)>> {
         let mut content = handed.message.content.take();
-        if let (Some(content), false) = (&mut content, handed.message.locked_args.is_empty()) {
-            if let Err(error) = self.keys.unlock(content, &handed.message.locked_args) {
-                tracing::error!(
-                    tid = handed.message.transid.id(),
-                    activation = handed.message.activation_id.as_str(),
-                    "{}",
-                    crate::errors::chain(&error)
-                );
-                return Err(Box::new((handed, Refusal::of(&Fallback::Unexpected))));
-            }
+        if let (Some(content), false) = (&mut content, handed.message.locked_args.is_empty())
+            && let Err(error) = self.keys.unlock(content, &handed.message.locked_args)
+        {
+            tracing::error!(
+                tid = handed.message.transid.id(),
+                activation = handed.message.activation_id.as_str(),
+                "{}",
+                crate::errors::chain(&error)
+            );
+            return Err(Box::new((handed, Refusal::of(&Fallback::Unexpected))));
         }
         let arguments = Arguments::partition(content, &handed.message.init_args);
         Ok(Activation { message: handed.message, key: handed.key, action, arguments })

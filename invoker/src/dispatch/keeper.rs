@@ -485,15 +485,15 @@ impl Keeper {
     }
 
     async fn destroy(mut self) {
-        if let Some(reference) = &self.reference {
-            if let Err(error) = reference.destroy().await {
-                tracing::error!(
-                    container = %self.id,
-                    name = reference.handle().name,
-                    error = %chain(&error),
-                    "container could not be removed, the next sweep will"
-                );
-            }
+        if let Some(reference) = &self.reference
+            && let Err(error) = reference.destroy().await
+        {
+            tracing::error!(
+                container = %self.id,
+                name = reference.handle().name,
+                error = %chain(&error),
+                "container could not be removed, the next sweep will"
+            );
         }
         // Their container is gone, so requests still in flight end now.
         while let Some(ended) = self.running.next().await {

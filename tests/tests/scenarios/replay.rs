@@ -192,7 +192,8 @@ impl Stored {
         doc["_rev"] = self.rev.clone().into();
         if let Some(attachments) = doc.get_mut("_attachments").and_then(Value::as_object_mut) {
             for attachment in attachments.values_mut() {
-                let length = attachment["length"].as_u64().expect("length") as usize;
+                let length =
+                    attachment["length"].as_u64().and_then(|n| usize::try_from(n).ok()).expect("length");
                 let text = attachment["content_type"].as_str().expect("type").to_owned();
                 let (letter, code) = match text.as_str() {
                     "application/octet-stream" => ("y", "\ndef main(a): return {\"bin\":True}\n"),
