@@ -199,8 +199,8 @@ impl Sealed {
     /// Looks for changes without undoing anything. The whole container must be frozen.
     ///
     /// Contents are not compared, so the kinds are a guess: a sealed file that was written to
-    /// counts as [`ChangeKind::Metadata`] unless its size changed, a file of the image that was
-    /// touched as [`ChangeKind::Contents`].
+    /// counts as [`Metadata`](crate::ChangeKind::Metadata) unless its size changed, a file of the image that was
+    /// touched as [`Contents`](crate::ChangeKind::Contents).
     pub fn changes(&mut self) -> Result<Changes, FilesQuarantine> {
         self.check_mounts()?;
         let options = self.options.clone();

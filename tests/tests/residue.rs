@@ -31,7 +31,9 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use fs_overlay::{OverlayRoot, Sealed};
 use rand::Rng as _;
+use rewind_tests::Lab;
 use rewind_tests::docker::Docker;
+use rewind_tests::message::{Action, Activation};
 use serde_json::{Value, json};
 use snapshot::{CheckpointError, Quarantine, Snapshot, Target};
 
@@ -735,6 +737,44 @@ fn no_request_finds_what_another_left() {
     for (case, runtime, outcome) in &rows {
         if case.name == "first" || case.name == "global" || case.name == "new_file" {
             assert_eq!(outcome, &Outcome::Restored, "{} in {}", case.name, runtime.name());
+        }
+    }
+}
+
+/// Pairs that also take the whole road: Kafka, the pool, the invoker's own checkpoint and rewind.
+const THROUGH_THE_INVOKER: [&str; 10] = [
+    "global",
+    "environment",
+    "new_file",
+    "lower_changed",
+    "shm",
+    "listener",
+    "thread",
+    "daemon",
+    "umask",
+    "own_code",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_request_through_the_invoker_finds_what_another_left() {
+    for (isolation, finds) in [("none", true), ("rewind", false)] {
+        let lab = Lab::new("residue").await;
+        let _invoker = lab.invoker().isolation(isolation).start(&lab).await;
+        let (code, _) = action(Runtime::Python, "");
+        let document = Action::new("guest/residue", "python-single:3.11", &code);
+        let revision = lab.store.put_action(&document).await;
+        for name in THROUGH_THE_INVOKER {
+            let secret = secret();
+            let mark: String = secret.chars().rev().collect();
+            let mut found = Value::Null;
+            for (step, text) in [("plant", &secret), ("look", &mark)] {
+                let content = json!({ "case": name, "step": step, "secret": text });
+                let activation = Activation::of("guest/residue").revision(&revision).content(content);
+                let ack = lab.controller.ask(activation).await;
+                found = ack.result()["found"].clone();
+                assert!(ack.result()["planted"] == true || found.is_boolean(), "{name}: {}", ack.result());
+            }
+            assert_eq!(found, finds, "{name} with isolation {isolation}");
         }
     }
 }
