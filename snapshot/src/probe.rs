@@ -63,7 +63,11 @@ pub fn probe() -> KernelFeatures {
     let mut features = Vec::new();
     let mut add = |name, required, state| features.push(Feature { name, state, required });
     add("kernel", true, kernel());
-    add("write_tracking", true, memory::probe_tracking().map(|()| "userfaultfd WP_ASYNC, PAGEMAP_SCAN".to_owned()));
+    add(
+        "write_tracking",
+        true,
+        memory::probe_tracking().map(|()| "userfaultfd WP_ASYNC, PAGEMAP_SCAN".to_owned()),
+    );
     add("pidfd_getfd", true, pidfd_getfd());
     add("kcmp", true, kcmp());
     add("cap_sys_ptrace", true, capability(&status, CAP_SYS_PTRACE, "CAP_SYS_PTRACE"));

@@ -218,7 +218,7 @@ impl Snapshot {
     ) -> Result<BTreeMap<i32, Vec<i32>>, Quarantine> {
         // Strangers first: a thread of ours that waits for a vfork child cannot stop before the child is gone.
         let mut killed = BTreeMap::new();
-        self.kill_strangers(&mut killed)?;
+        report.strangers_killed += self.kill_strangers(&mut killed)?;
         for process in &self.processes {
             for tid in process.tids() {
                 if !self.interrupt(tracer, process.pid, tid, &killed)? {
@@ -250,7 +250,7 @@ impl Snapshot {
         let deadline = Instant::now() + self.options.step_deadline;
         let mut pause = Duration::from_micros(20);
         loop {
-            self.kill_strangers(&mut killed)?;
+            report.strangers_killed += self.kill_strangers(&mut killed)?;
             let dying = self.strangers()?;
             killed.retain(|_, pidfd| !crate::sys::file::ready_to_read(pidfd.as_fd()).unwrap_or(false));
             if dying.is_empty() && killed.is_empty() {
@@ -260,7 +260,6 @@ impl Snapshot {
                 let detail = format!("{} processes, such as {:?}", dying.len(), dying.first());
                 return Err(Quarantine::new(Reason::StrangerAlive, detail));
             }
-            report.strangers_killed = report.strangers_killed.max(killed.len() as u64);
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(2));
         }
@@ -319,12 +318,14 @@ impl Snapshot {
         Ok(pids)
     }
 
-    /// Sends SIGKILL to every stranger, without attaching to any. Handles of those killed go to `killed`.
-    fn kill_strangers(&self, killed: &mut BTreeMap<i32, OwnedFd>) -> Result<(), Quarantine> {
+    /// Sends SIGKILL to every stranger, without attaching to any. Handles of those killed go to `killed`;
+    /// returns how many are new there.
+    fn kill_strangers(&self, killed: &mut BTreeMap<i32, OwnedFd>) -> Result<u64, Quarantine> {
         let found = self.strangers()?;
         if found.is_empty() {
-            return Ok(());
+            return Ok(0);
         }
+        let mut new = 0;
         let mut handles: Vec<(Pid, OwnedFd)> = Vec::with_capacity(found.len());
         for pid in found {
             if let Ok(handle) = calls::pidfd_open(pid.as_raw()) {
@@ -338,10 +339,10 @@ impl Snapshot {
             if still.contains(&pid) {
                 // An error means that it is gone.
                 let _ = calls::pidfd_kill(handle.as_fd(), libc::SIGKILL);
-                killed.insert(pid.as_raw(), handle);
+                new += u64::from(killed.insert(pid.as_raw(), handle).is_none());
             }
         }
-        Ok(())
+        Ok(new)
     }
 }
 

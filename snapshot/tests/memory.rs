@@ -137,7 +137,10 @@ fn the_cost_follows_the_change_not_the_size() {
     let copied = c.rewind().pages_copied;
     // The interpreter itself changes some 150.
     assert!(copied < 1000, "{copied} pages for ten");
-    assert_eq!(p.py("result = [ctypes.string_at(kept['m'] + i * 4096 * 1000, 1)[0] for i in range(10)]"), format!("{:?}", [7; 10]));
+    assert_eq!(
+        p.py("result = [ctypes.string_at(kept['m'] + i * 4096 * 1000, 1)[0] for i in range(10)]"),
+        format!("{:?}", [7; 10])
+    );
 }
 
 #[test]

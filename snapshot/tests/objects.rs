@@ -159,8 +159,7 @@ fn the_agents_code_cannot_be_written_through_proc_self_mem() {
     needs_engine!();
     let mut p = Puppet::python();
     let mut c = p.checkpoint();
-    let answer = p.py(
-        "
+    let answer = p.py("
 result = 'no agent'
 for line in open('/proc/self/maps'):
     if 'ELF' in line and 'r-xs' in line:
@@ -170,8 +169,7 @@ for line in open('/proc/self/maps'):
             os.pwrite(fd, b'\\xcc' * 16, a)
             result = 'written'
         except OSError as e:
-            result = 'refused'",
-    );
+            result = 'refused'");
     assert_eq!(answer, "\"refused\"");
     c.rewind();
     assert_eq!(p.py("result = 1"), "1");
@@ -189,7 +187,10 @@ for line in open('/proc/self/maps'):
 ";
     p.py(&format!("{data}        ctypes.memset(ctypes.c_void_p(a), 0x41, b - a)"));
     c.rewind();
-    assert_eq!(p.py(&format!("{data}        result = ctypes.string_at(a, b - a).strip(bytes(1)) == b''")), "true");
+    assert_eq!(
+        p.py(&format!("{data}        result = ctypes.string_at(a, b - a).strip(bytes(1)) == b''")),
+        "true"
+    );
 }
 
 #[test]
@@ -329,13 +330,21 @@ fn a_listener_is_the_same_with_an_empty_queue() {
 #[test]
 fn a_shut_down_socket_pair_is_seen() {
     needs_engine!();
-    seen_after("kept['p'] = socket.socketpair()", "kept['p'][0].shutdown(socket.SHUT_WR)", Reason::SocketChanged);
+    seen_after(
+        "kept['p'] = socket.socketpair()",
+        "kept['p'][0].shutdown(socket.SHUT_WR)",
+        Reason::SocketChanged,
+    );
 }
 
 #[test]
 fn changed_watches_are_seen() {
     needs_engine!();
-    seen_after("kept['i'] = libc.inotify_init()", "libc.inotify_add_watch(kept['i'], b'/tmp', 2)", Reason::WatchChanged);
+    seen_after(
+        "kept['i'] = libc.inotify_init()",
+        "libc.inotify_add_watch(kept['i'], b'/tmp', 2)",
+        Reason::WatchChanged,
+    );
 }
 
 #[test]
@@ -345,7 +354,11 @@ fn a_replaced_thread_is_seen() {
 kept['go'] = threading.Event()
 def run(): kept['go'].wait()
 t = threading.Thread(target=run, daemon=True); t.start(); time.sleep(0.02)";
-    seen_after(start, "kept['go'].set(); t.join(); kept['go'].clear(); u = threading.Thread(target=time.sleep, args=(1000,), daemon=True); u.start()", Reason::ThreadVanished);
+    seen_after(
+        start,
+        "kept['go'].set(); t.join(); kept['go'].clear(); u = threading.Thread(target=time.sleep, args=(1000,), daemon=True); u.start()",
+        Reason::ThreadVanished,
+    );
 }
 
 #[test]
@@ -407,7 +420,10 @@ fn names_of_anonymous_memory_come_back() {
     c.rewind();
     p.py("libc.munmap(ctypes.c_void_p(kept['a']), 8192)");
     c.rewind();
-    assert_eq!(p.py("m = open('/proc/self/maps').read(); result = ['anon:first' in m, 'anon:second' in m]"), "[true, false]");
+    assert_eq!(
+        p.py("m = open('/proc/self/maps').read(); result = ['anon:first' in m, 'anon:second' in m]"),
+        "[true, false]"
+    );
 }
 
 #[test]
@@ -490,7 +506,10 @@ fn what_cannot_be_restored_later_is_refused_at_the_checkpoint() {
         eprintln!("{before}");
         assert_eq!(p.refused(), reason, "{before}");
         // Unharmed, and without traces.
-        assert_eq!(p.py("result = ['ELF' in open('/proc/self/maps').read(), len(os.listdir('/proc/self/task'))]"), "[false, 1]");
+        assert_eq!(
+            p.py("result = ['ELF' in open('/proc/self/maps').read(), len(os.listdir('/proc/self/task'))]"),
+            "[false, 1]"
+        );
     }
 }
 
@@ -546,7 +565,10 @@ fn a_forgotten_snapshot_leaves_no_trace_and_allows_another() {
     let c = p.checkpoint();
     p.py("x = 1");
     c.snapshot.forget().expect("forgotten");
-    assert_eq!(p.py("result = ['ELF' in open('/proc/self/maps').read(), 'x' in globals()]"), "[false, false]");
+    assert_eq!(
+        p.py("result = ['ELF' in open('/proc/self/maps').read(), 'x' in globals()]"),
+        "[false, false]"
+    );
     let mut c = p.checkpoint();
     p.py("x = 2");
     c.rewind();

@@ -505,7 +505,8 @@ impl MemoryImage for Image {
                 if expected[..len] != found[..len] {
                     let differs = |(a, b): (&u8, &u8)| a != b;
                     let index = expected[..len].iter().zip(&found[..len]).position(differs).unwrap_or(0);
-                    let detail = format!("byte at {:#x} of process {}", at + index as u64, process.runner.pid);
+                    let detail =
+                        format!("byte at {:#x} of process {}", at + index as u64, process.runner.pid);
                     return Err(Quarantine::new(Reason::VerificationFailed, detail));
                 }
                 at += len as u64;

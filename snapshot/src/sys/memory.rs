@@ -36,7 +36,6 @@ impl Shared {
             .ok_or_else(|| io::Error::other("mapped at 0"))
     }
 
-
     fn check(&self, offset: usize, len: usize) {
         assert!(
             offset.checked_add(len).is_some_and(|end| end <= self.len),

@@ -1,0 +1,52 @@
+//! What rewinding a live container costs, by phase.
+//!
+//! usage: rewind_cost INIT_PID COUNT [PARANOID(0|1)] [COMMAND...]
+//!
+//! Checkpoints the container whose process 1 is INIT_PID, then runs COMMAND (a request) and rewinds, COUNT
+//! times, and prints the median of each phase. The container is what it was afterwards.
+
+use snapshot::{Options, Phase, Pid, RewindReport, Target};
+use std::error::Error;
+use std::process::Command;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let args: Vec<String> = std::env::args().collect();
+    let [_, pid, count, rest @ ..] = args.as_slice() else {
+        return Err("usage: rewind_cost INIT_PID COUNT [PARANOID] [COMMAND...]".into());
+    };
+    let target = Target::from_init(Pid::from_raw(pid.parse()?))?;
+    let paranoid = rest.first().is_some_and(|p| p == "1");
+    let options = Options { paranoid, ..Options::default() };
+    let (mut snapshot, report) =
+        snapshot::checkpoint(&target, &options, &mut || Ok(())).map_err(|e| chain(&e))?;
+    println!("{report:?}");
+    let mut reports = Vec::new();
+    for _ in 0..count.parse::<usize>()? {
+        if let Some((program, arguments)) = rest.get(1..).and_then(|c| c.split_first()) {
+            let status = Command::new(program).args(arguments).status()?;
+            if !status.success() {
+                return Err(format!("{program} ended with {status}").into());
+            }
+        }
+        reports.push(snapshot.rewind(&mut || Ok(())).map_err(|e| chain(&e))?);
+    }
+    let median = |value: &dyn Fn(&RewindReport) -> u128| {
+        let mut all: Vec<u128> = reports.iter().map(value).collect();
+        all.sort_unstable();
+        all.get(all.len() / 2).copied().unwrap_or(0)
+    };
+    for phase in Phase::ALL {
+        println!("{:<10} {:>8} us", phase.name(), median(&|r| r.phase(phase).as_micros()));
+    }
+    println!("{:<10} {:>8} us", "total", median(&|r| r.total.as_micros()));
+    println!("{:?}", reports.last());
+    snapshot.forget()?;
+    Ok(())
+}
+
+fn chain(error: &dyn Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {}", chain(source)),
+        None => error.to_string(),
+    }
+}
