@@ -14,7 +14,9 @@ pub struct Options {
     pub quiet: Duration,
     /// The bound of each single step (stopping, killing strangers, one injected batch). Default 2 s.
     pub step_deadline: Duration,
-    /// Put advice on memory (`MADV_DONTFORK` and the like) back, or refuse where that is impossible (huge pages). It costs a walk of the page tables in each rewind (0.3 to 1 ms for 30 MB). Default on.
+    /// Put advice on memory (`MADV_DONTFORK` and the like) back, or refuse where that is impossible (huge
+    /// pages), and take back `MADV_FREE`, which lets the kernel take pages of the snapshot away later. It costs a
+    /// walk of the page tables in each rewind (0.3 to 1 ms for 30 MB). Default on.
     pub advice: bool,
     /// Compare everything, byte for byte and map for map, after each rewind. For tests: O(size). Default off.
     pub paranoid: bool,

@@ -8,6 +8,7 @@ use crate::objects::advice::Advice;
 use crate::objects::attributes::{
     self, ProcessAttributes, ProcessReader, ProcessWriter, ThreadAttributes, ThreadReader, ThreadWriter,
 };
+use crate::objects::backing::Backing;
 use crate::objects::fds::{Descriptors, RecordError, TableDifference};
 use crate::objects::identity::{Identity, Seen, shares_tables};
 use crate::objects::limits::{Limits, Schedule};
@@ -29,6 +30,8 @@ const LAYOUT_ROUNDS: usize = 4;
 /// Pending signals taken away per batch, and batches.
 const SIGNALS_AT_ONCE: usize = 128;
 const SIGNAL_ROUNDS: usize = 1024;
+
+type Image = Box<dyn MemoryImage>;
 
 /// A thread of the snapshot.
 #[derive(Debug)]
@@ -65,8 +68,11 @@ pub(crate) struct Process {
     agent: Option<Agent>,
     layout: Option<Layout>,
     attributes: Option<ProcessAttributes>,
-    image: Option<Box<dyn MemoryImage>>,
+    image: Option<Image>,
     advice: Option<Advice>,
+    /// KiB of memory marked MADV_FREE at the checkpoint, and whether there is more now.
+    lazily_freed: (u64, bool),
+    backing: Backing,
 }
 
 /// What [`Process::inspect`] found.
@@ -120,6 +126,7 @@ impl Process {
         let text = maps.text().or_quarantine(Reason::Unreadable, || format!("mappings of process {pid}"))?;
         let layout = Layout::parse(text.as_bytes())?;
         refuse_mappings(&layout)?;
+        let backing = Backing::record(pid, &layout.mappings)?;
         let entry = syscall_instruction(&layout, &mem)?;
         Ok(Process {
             pid,
@@ -138,6 +145,8 @@ impl Process {
             attributes: None,
             image: None,
             advice: None,
+            lazily_freed: (0, false),
+            backing,
         })
     }
 
@@ -206,7 +215,7 @@ impl Process {
     fn stopped<'a>(
         &'a mut self,
         tracer: &'a mut Tracer,
-    ) -> Result<(Stopped<'a>, Option<&'a mut Box<dyn MemoryImage>>), Quarantine> {
+    ) -> Result<(Stopped<'a>, Option<&'a mut Image>), Quarantine> {
         let stopped = Stopped {
             tracer,
             agent: agent(&mut self.agent)?,
@@ -284,6 +293,7 @@ impl Process {
         }
         report.objects_restored += self.limits.restore(self.pid)?;
         self.place.check(self.pid)?;
+        self.backing.check(self.pid)?;
         let table = self.fds.difference(self.pid)?;
         report.fds_restored += self.fds.restore_descriptions(self.pid)?;
         report.fds_closed += table.closed;
@@ -474,8 +484,9 @@ impl Process {
 
     /// Finds what changed in memory.
     pub(crate) fn scan(&mut self, tracer: &mut Tracer, inspection: &Inspection) -> Result<(), Quarantine> {
+        let everything = self.lazily_freed.1;
         let (mut stopped, image) = self.stopped(tracer)?;
-        image.ok_or_else(|| missing("image"))?.scan(&mut stopped, inspection.layout_differs)
+        image.ok_or_else(|| missing("image"))?.scan(&mut stopped, inspection.layout_differs, everything)
     }
 
     /// Puts memory back.
@@ -501,6 +512,7 @@ impl Process {
     ) -> Result<(), Quarantine> {
         let pid = self.pid;
         self.place.accept(pid)?;
+        self.backing.accept()?;
         let Some(directory) = self.place.wanted_directory(pid)? else { return Ok(()) };
         let mut batch = Batch::new();
         let mut path = directory.to_vec();
@@ -516,7 +528,9 @@ impl Process {
 
     /// Records the advice on memory, after everything that the checkpoint itself maps.
     pub(crate) fn record_advice(&mut self) -> Result<(), Quarantine> {
-        self.advice = Some(Advice::record(self.pid)?);
+        let (advice, lazily_freed) = Advice::record(self.pid)?;
+        self.advice = Some(advice);
+        self.lazily_freed = (lazily_freed, false);
         Ok(())
     }
 
@@ -528,7 +542,9 @@ impl Process {
     ) -> Result<(), Quarantine> {
         let pid = self.pid;
         let Some(wanted) = &self.advice else { return Ok(()) };
-        let calls = wanted.difference(&Advice::record(pid)?)?;
+        let (now, lazily_freed) = Advice::record(pid)?;
+        self.lazily_freed.1 = lazily_freed > self.lazily_freed.0;
+        let calls = wanted.difference(&now)?;
         if calls.is_empty() {
             return Ok(());
         }
@@ -547,7 +563,7 @@ impl Process {
             agent.run(tracer, runner, &batch)?;
         }
         // Answers do not matter: what counts is what is so now.
-        if *wanted != Advice::record(pid)? {
+        if *wanted != Advice::record(pid)?.0 {
             return Err(Quarantine::new(
                 Reason::LayoutNotRestored,
                 format!("advice on memory of process {pid}"),

@@ -574,3 +574,17 @@ fn a_forgotten_snapshot_leaves_no_trace_and_allows_another() {
     c.rewind();
     assert_eq!(p.py("result = 'x' in globals()"), "false");
 }
+
+#[test]
+fn a_changed_file_behind_a_mapping_is_seen() {
+    needs_engine!();
+    let start = "
+import tempfile
+kept['path'] = tempfile.mktemp(); open(kept['path'], 'wb').write(b'x' * 8192)
+f = os.open(kept['path'], 0); kept['a'] = libc.mmap(None, 8192, 1, 2, f, 0); os.close(f)";
+    seen_after(
+        start,
+        "f = open(kept['path'], 'r+b'); f.write(b'secret'); f.close(); os.utime(kept['path'], (0, 0))",
+        Reason::FileMappingReplaced,
+    );
+}

@@ -63,8 +63,10 @@ pub(crate) trait MemoryEngine: fmt::Debug + Send {
 
 /// The recorded memory of one process.
 pub(crate) trait MemoryImage: fmt::Debug + Send {
-    /// Finds what changed. The layout is that of the snapshot again; `remapped` says that it was not before.
-    fn scan(&mut self, process: &mut Stopped<'_>, remapped: bool) -> Result<(), Quarantine>;
+    /// Finds what changed. The layout is that of the snapshot again; `remapped` says that it was not before,
+    /// `everything` that even unchanged pages must be written, since the process let the kernel take some.
+    fn scan(&mut self, process: &mut Stopped<'_>, remapped: bool, everything: bool)
+    -> Result<(), Quarantine>;
 
     /// Puts back what [`MemoryImage::scan`] found.
     fn restore(&mut self, process: &mut Stopped<'_>) -> Result<MemoryReport, Quarantine>;

@@ -7,7 +7,7 @@
 //!   image     a sealed memory file           [======][===] ...  (offsets)
 //! ```
 //! At a rewind a page of a segment is
-//! - *clean*: of a run, present (or swapped), not written since it was protected, and in a range where that
+//! - *clean*: of a run, present, not written since it was protected, and in a range where that
 //!   can be known. Nothing else is clean: not WRITTEN alone proves nothing in a mapping that was replaced;
 //! - *dirty*: of a run and not clean, which includes pages that are gone (MADV_DONTNEED). Copied back;
 //! - *extra*: not of a run, but with content of its own: given back to the kernel, which then shows zeros, or
@@ -96,6 +96,8 @@ struct Plan {
     scanned: u64,
     /// Mappings were made anew and know no protection.
     remapped: bool,
+    /// Every page is written, to take back MADV_FREE: that some were is no sign of heat.
+    everything: bool,
 }
 
 impl MemoryEngine for Pagemap {
@@ -261,7 +263,13 @@ impl Image {
                 plan.extra.push((start, end));
                 continue;
             }
-            let clean = has(page::WP_ALLOWED) && !has(page::WRITTEN) && !has(page::ZERO) && !has(page::FILE);
+            // What the kernel calls swapped may be a marker that a dropped page of a file mapping left
+            // behind, protected and with nothing in it. So only what is present counts as clean.
+            let clean = !plan.everything
+                && has(page::PRESENT | page::WP_ALLOWED)
+                && !has(page::WRITTEN)
+                && !has(page::ZERO)
+                && !has(page::FILE);
             let own = !has(page::FILE) && !has(page::ZERO);
             let mut extra_from = start;
             each_overlap(runs, &mut next, start, end, |run| {
@@ -346,7 +354,7 @@ impl Image {
                 self.heat[first..][..position((run.end - run.start) / PAGE)].iter_mut().enumerate()
             {
                 let start = run.start + page as u64 * PAGE;
-                *heat = heat.saturating_add(1);
+                *heat = heat.saturating_add(u8::from(!self.plan.everything));
                 if cooling && *heat >= hot_after {
                     // One more change makes it hot again.
                     *heat = hot_after.saturating_sub(1);
@@ -442,9 +450,15 @@ fn each_overlap(runs: &[Run], next: &mut usize, start: u64, end: u64, mut found:
 }
 
 impl MemoryImage for Image {
-    fn scan(&mut self, process: &mut Stopped<'_>, remapped: bool) -> Result<(), Quarantine> {
+    fn scan(
+        &mut self,
+        process: &mut Stopped<'_>,
+        remapped: bool,
+        everything: bool,
+    ) -> Result<(), Quarantine> {
         self.plan.clear();
         self.plan.remapped = remapped;
+        self.plan.everything = everything;
         let mut segments = self.segments.clone().into_iter().peekable();
         for (start, end, file) in self.spans() {
             let what = Scan {

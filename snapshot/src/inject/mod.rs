@@ -116,7 +116,10 @@ impl Agent {
             } else {
                 libc::PROT_READ | libc::PROT_WRITE
             };
-            mapped[which] = call(single(libc::SYS_mmap, [0, len, prot as u64, shared, fd, 0])?, "mmap")?;
+            mapped[which] = call(
+                single(libc::SYS_mmap, [0, len, u64::from(prot.cast_unsigned()), shared, fd, 0])?,
+                "mmap",
+            )?;
             call(single(libc::SYS_close, [fd, 0, 0, 0, 0, 0])?, "close")?;
             files.push(ours);
         }
@@ -156,7 +159,7 @@ impl Agent {
     /// Compares the code in the target with what was put there.
     pub(crate) fn verify(&self, mem: &File) -> Result<(), Quarantine> {
         let code = agent::code();
-        let mut page = [0u8; PAGE as usize];
+        let mut page = [0u8; 4096];
         mem.read_exact_at(&mut page, self.code)
             .or_quarantine(Reason::AgentAltered, || format!("reading {:#x}", self.code))?;
         if page[..code.len()] != *code || page[code.len()..].iter().any(|b| *b != 0) {

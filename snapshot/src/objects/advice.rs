@@ -16,10 +16,15 @@ const WATCHED: [&str; 9] = ["dc", "wf", "dd", "hg", "nh", "mg", "rr", "sr", "sl"
 pub(crate) struct Advice(Vec<(u64, u64, u16)>);
 
 impl Advice {
-    pub(crate) fn record(pid: i32) -> Result<Advice, Quarantine> {
+    /// The advice now, and the KiB that are marked MADV_FREE: still there, until the kernel wants them.
+    pub(crate) fn record(pid: i32) -> Result<(Advice, u64), Quarantine> {
         let path = format!("/proc/{pid}/smaps");
         let text = std::fs::read(&path).or_quarantine(Reason::Unreadable, || path.clone())?;
-        Ok(parse(&String::from_utf8_lossy(&text)))
+        let text = String::from_utf8_lossy(&text);
+        let freed = text.lines().filter_map(|line| {
+            line.strip_prefix("LazyFree:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok()
+        });
+        Ok((parse(&text), freed.sum()))
     }
 
     /// The calls of `madvise` that lead from the advice now to this one: start, end, advice.

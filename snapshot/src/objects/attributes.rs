@@ -266,7 +266,7 @@ impl ProcessReader {
         let failed = |what: &'static str| move || format!("{what} of process {pid}");
         self.sysv.check(batch, answers)?;
         // siginfo_t.si_pid. A rewind collects every dead child, so there must be none that is to stay.
-        if answers.get(self.dead_child.0).is_ok() && word(answers.read(batch, self.dead_child.1), 12) != 0 {
+        if answers.get(self.dead_child.0).is_ok() && word(answers.read(batch, self.dead_child.1), 16) != 0 {
             return Err(Quarantine::new(Reason::ProcessVanished, format!("process {pid} has a dead child")));
         }
         let bytes = |pairs: &[(Call, Scratch)], what| -> Result<Vec<Vec<u8>>, Quarantine> {

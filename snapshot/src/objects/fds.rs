@@ -390,7 +390,7 @@ fn number(fd: i32) -> u64 {
 /// `struct flock` for 'unlock everything'.
 fn unlock_all() -> [u8; 32] {
     let mut flock = [0u8; 32];
-    flock[..2].copy_from_slice(&(libc::F_UNLCK as u16).to_ne_bytes());
+    flock[..2].copy_from_slice(&libc::F_UNLCK.to_ne_bytes()[..2]);
     flock
 }
 

@@ -10,11 +10,13 @@
 //! | [`limits`] | resource limits, scheduling, affinity, I/O priority, OOM score | |
 //! | [`attributes`] | comm, timers | signals, timers, prctl, altstack, IPC counts, keyrings |
 //! | [`fds`] | description state, through kept duplicates | closing, putting back, interest lists |
+//! | [`backing`] | times of mapped files | |
 //! | [`place`] | root, mounts, executable | working directory |
 //! | [`ipc`] | POSIX message queues | |
 
 pub(crate) mod advice;
 pub(crate) mod attributes;
+pub(crate) mod backing;
 pub(crate) mod fds;
 pub(crate) mod identity;
 pub(crate) mod ipc;

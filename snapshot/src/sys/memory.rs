@@ -48,9 +48,7 @@ impl Shared {
         self.check(offset, into.len());
         // SAFETY: the range was checked. Another process may write at the same time, which is why the bytes
         // are copied by the C function through raw pointers and no reference to them is ever made.
-        unsafe {
-            std::ptr::copy_nonoverlapping(self.start.as_ptr().add(offset), into.as_mut_ptr(), into.len());
-        }
+        unsafe { std::ptr::copy_nonoverlapping(self.address(offset), into.as_mut_ptr(), into.len()) };
     }
 
     /// Copies bytes in. The mapping must be writable.
@@ -58,8 +56,8 @@ impl Shared {
         self.check(offset, bytes.len());
         // SAFETY: as in `read`.
         unsafe {
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.start.as_ptr().add(offset), bytes.len());
-        }
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.address(offset).cast_mut(), bytes.len())
+        };
     }
 
     /// Fills a range from a file (such as `/proc/<pid>/mem`) without a buffer between.
@@ -111,7 +109,7 @@ impl Shared {
     pub(crate) fn clear(&mut self, offset: usize, len: usize) {
         self.check(offset, len);
         // SAFETY: the range was checked.
-        unsafe { std::ptr::write_bytes(self.start.as_ptr().add(offset), 0, len) };
+        unsafe { std::ptr::write_bytes(self.address(offset).cast_mut(), 0, len) };
     }
 
     /// The address of `offset` in this process, for calls that take an address to read from.
@@ -344,7 +342,7 @@ impl WriteProtect {
 
     /// Makes a range protectable. `EINVAL` for ranges that cannot be (VM_DROPPABLE, special mappings).
     pub(crate) fn register(&self, start: u64, end: u64) -> Result<(), Errno> {
-        debug_assert!(start % PAGE == 0 && end % PAGE == 0);
+        debug_assert!(start.is_multiple_of(PAGE) && end.is_multiple_of(PAGE));
         let mut arg = UffdioRegister { start, len: end - start, mode: UFFDIO_REGISTER_MODE_WP, ioctls: 0 };
         // SAFETY: `arg` has the kernel's layout and lives through the call.
         Errno::result(unsafe { libc::ioctl(self.uffd.as_raw_fd(), UFFDIO_REGISTER, &raw mut arg) }).map(drop)

@@ -95,6 +95,8 @@ impl Puppet {
             .args(command)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            // Not that of the test: its offset moves while others write to it.
+            .stderr(Stdio::null())
             .spawn()
             .expect("the launcher starts");
         let (stdin, stdout) = (launcher.stdin.take(), launcher.stdout.take());
@@ -234,6 +236,16 @@ pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
         assert!(Instant::now() < deadline, "waited in vain for {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// Waits a little for something that may never come.
+pub fn eventually<T>(mut condition: impl FnMut() -> Option<T>) -> Option<T> {
+    (0..100).find_map(|_| {
+        condition().or_else(|| {
+            std::thread::sleep(Duration::from_millis(5));
+            None
+        })
+    })
 }
 
 fn base64(bytes: &[u8]) -> String {
