@@ -7,7 +7,7 @@ WITH := tests/env/with --images
 # Whole-system tests share one machine: more of them at once would only wait for each other.
 TEST_THREADS ?= 2
 
-SHELL_SCRIPTS := .ci/run tests/env/lib.sh tests/env/install tests/env/service tests/env/up tests/env/down tests/env/with tests/images/build
+SHELL_SCRIPTS := .ci/run tests/env/lib.sh tests/env/install tests/env/service tests/env/up tests/env/down tests/env/with tests/images/build deploy/container/build deploy/container/base deploy/container/init.sh
 
 .DEFAULT_GOAL := help
 .PHONY: help build release demo test test-unit test-system test-residue bench lint install clean

@@ -269,7 +269,6 @@ mod tests {
         let metrics = metrics(true);
         move_all(&metrics);
         metrics.build_info("0", "pagemap");
-        metrics.container_obtained("cold", Duration::ZERO);
         metrics.rewound(&RewindSample { phases: &[("freeze", Duration::ZERO)], ..RewindSample::default() });
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operators-guide.md");
         let text = std::fs::read_to_string(&path).unwrap();

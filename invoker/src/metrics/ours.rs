@@ -6,7 +6,7 @@ use std::time::Duration;
 use prometheus::{Gauge, Histogram, IntCounter};
 
 use super::families::Families;
-use super::{Metrics, REWIND_SECONDS, UPSTREAM_SECONDS, seconds};
+use super::{Metrics, REWIND_SECONDS, seconds};
 use crate::container::QuarantineReason;
 
 /// Isolation modes, as the command line names them.
@@ -225,20 +225,6 @@ impl Metrics {
         let series = self.ours.families.counter(QUARANTINED.0, QUARANTINED.1, &[("reason", reason)]);
         if let Ok(series) = series {
             series.inc();
-        }
-    }
-
-    /// From the pool's decision to a container that may be given the request; `state` as in
-    /// [`Metrics::container_start`]. This is the part of a wait that the node is answerable for.
-    pub fn container_obtained(&self, state: &'static str, took: Duration) {
-        let series = self.ours.families.histogram(
-            "rewind_container_wait_seconds",
-            "From a job's arrival at the pool to its container.",
-            &[("state", state)],
-            UPSTREAM_SECONDS,
-        );
-        if let Ok(series) = series {
-            series.observe(seconds(took));
         }
     }
 
