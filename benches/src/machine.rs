@@ -17,7 +17,7 @@ pub fn describe() -> Value {
     };
     json!({
         "kernel": read("/proc/sys/kernel/osrelease"),
-        "command_line": read("/proc/cmdline"),
+        "boot_options": boot_options(&read("/proc/cmdline")),
         "cpu": model.map_or("unknown", |(_, model)| model),
         "cpus": std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
         "virtual": cpuinfo.lines().any(|line| line.starts_with("flags") && line.contains(" hypervisor")),
@@ -29,6 +29,13 @@ pub fn describe() -> Value {
         "storage_driver": output("docker", &["info", "--format", "{{.Driver}}, cgroup v{{.CgroupVersion}}"]),
         "source": output("git", &["describe", "--always", "--dirty", "--abbrev=12"]),
     })
+}
+
+/// What of the kernel's command line changes how fast it is; the rest is nobody's business.
+fn boot_options(command_line: &str) -> Vec<&str> {
+    let names = ["mitigations", "transparent_hugepage", "isolcpus", "nohz_full", "idle", "psi", "preempt"];
+    let told = |option: &&str| option.split_once('=').is_some_and(|(name, _)| names.contains(&name));
+    command_line.split_whitespace().filter(told).collect()
 }
 
 /// A name for the machine that says what it is, not whose: `2cpu-linux-6.18.5`.
