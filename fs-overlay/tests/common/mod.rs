@@ -47,6 +47,7 @@ impl Sandbox {
         fs::create_dir_all(layers.bottom.join("etc")).unwrap();
         fs::write(layers.bottom.join("etc/hosts"), b"").unwrap();
         fs::write(directory.path().join("hosts"), b"127.0.0.1 localhost\n").unwrap();
+        fs::write(directory.path().join("console"), b"").unwrap();
         fill(&layers);
         let script = r#"
             set -e
@@ -58,7 +59,7 @@ impl Sandbox {
             mknod -m 666 merged/dev/null c 1 3
             mount -t tmpfs -o size=64m shm merged/dev/shm
             mount -t devpts -o newinstance devpts merged/dev/pts
-            mount --bind hosts merged/dev/console
+            mount --bind console merged/dev/console
             mount -t mqueue mqueue merged/dev/mqueue
             mount --bind hosts merged/etc/hosts
             cd merged
