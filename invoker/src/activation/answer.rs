@@ -154,3 +154,126 @@ impl Answers {
         self.tasks.wait().await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use openwhisk_compat::config::StoreLevel;
+    use openwhisk_compat::entity::{ActivationResponse, StatusCode};
+    use openwhisk_compat::message::{ActivationMessage, InvokerInstanceId};
+    use openwhisk_compat::size::ByteSize;
+    use openwhisk_compat::store::memory::MemoryActivations;
+    use serde_json::json;
+
+    use super::*;
+    use crate::activation::record::{Subject, fallback};
+    use crate::bus::memory::MemoryBus;
+    use crate::journal::{Entry, Origin};
+    use crate::metrics::Metrics;
+
+    struct Rig {
+        bus: Arc<MemoryBus>,
+        store: Arc<MemoryActivations>,
+        journal: Arc<Journal>,
+        answers: Answers,
+        _dir: tempfile::TempDir,
+    }
+
+    const KEY: Key = Key([7; 16]);
+
+    fn rig(level: StoreLevel) -> Rig {
+        let dir = tempfile::tempdir().unwrap();
+        let origin = Origin { bus: "memory".to_owned(), topic: "invoker0".to_owned() };
+        let journal = Arc::new(Journal::open(dir.path(), origin).unwrap().0);
+        journal.taken(vec![Entry { key: KEY, offset: 0, started: false, note: Vec::new() }], 1).unwrap();
+        let (bus, store) = (Arc::new(MemoryBus::default()), Arc::new(MemoryActivations::default()));
+        let instance = InvokerInstanceId::new(0, ByteSize::from_mb(1024));
+        let acks = Acks::new(Arc::new(Arc::clone(&bus)), instance, String::new(), None, Metrics::for_tests());
+        let policy = StorePolicy { blocking: level, non_blocking: level, log_unstored: true };
+        let answers = Answers::new(acks, Arc::clone(&store) as _, policy, Arc::clone(&journal));
+        Rig { bus, store, journal, answers, _dir: dir }
+    }
+
+    fn message(blocking: bool) -> ActivationMessage {
+        let message = json!({"transid":["t1",1],"action":{"path":"guest","name":"hello"},"revision":null,
+            "user":{"subject":"guest","namespace":{"name":"guest","uuid":"u"},"authkey":{},"rights":[],"limits":{}},
+            "activationId":"07070707070707070707070707070707",
+            "rootControllerIndex":{"asString":"0","instanceType":"controller"},
+            "blocking":blocking,"initArgs":[],"lockedArgs":{}});
+        ActivationMessage::parse(message.to_string().as_bytes()).unwrap()
+    }
+
+    fn record(message: &ActivationMessage, status: StatusCode) -> ActivationRecord {
+        fallback(&Subject::of(message), ActivationResponse::error(status, "no", None), 9)
+    }
+
+    #[tokio::test]
+    async fn the_journal_forgets_only_what_the_bus_has_taken() {
+        let rig = rig(StoreLevel::Always);
+        rig.bus.hold.lock().unwrap().push("completed0".to_owned());
+        let message = message(true);
+        let record = record(&message, StatusCode::WhiskError);
+        rig.answers.at_once(KEY, &Asker::of(&message), record, AtOnce::Combined);
+        // The record does not wait for the acknowledgement's delivery, nor the other way round.
+        while rig.store.records().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(rig.journal.open_count(), 1);
+        rig.bus.release("completed0");
+        rig.answers.finish().await;
+        assert_eq!(rig.journal.open_count(), 0);
+        assert!(rig.bus.sent("completed0")[0]["response"].is_object());
+    }
+
+    #[tokio::test]
+    async fn what_is_sent_and_stored_follows_the_situation() {
+        for (blocking, how, shape, stored) in [
+            (true, AtOnce::Combined, "whole", 1),
+            (false, AtOnce::Combined, "id", 1),
+            (true, AtOnce::CombinedByReference, "id", 0),
+            (true, AtOnce::Aborted, "whole", 1),
+            (false, AtOnce::Aborted, "none", 1),
+        ] {
+            let rig = rig(StoreLevel::Always);
+            let message = message(blocking);
+            let record = record(&message, StatusCode::ApplicationError);
+            rig.answers.at_once(KEY, &Asker::of(&message), record, how);
+            rig.answers.finish().await;
+            let sent = rig.bus.sent("completed0");
+            assert_eq!(sent.len(), 1);
+            let found = match &sent[0].get("response") {
+                Some(response) if response.is_object() => "whole",
+                Some(_) => "id",
+                None => "none",
+            };
+            assert_eq!((found, rig.store.records().len()), (shape, stored), "{blocking} {how:?}");
+            assert!(sent[0]["instance"].is_object(), "it must free the slot");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_last_acknowledgement_carries_no_logs_and_the_record_does() {
+        let rig = rig(StoreLevel::Always);
+        let message = message(true);
+        let asker = Asker::of(&message);
+        let record = Arc::new(record(&message, StatusCode::Success));
+        rig.answers.result(&asker, &record).await;
+        rig.answers.last(KEY, &asker, record, vec!["a line".to_owned()], true);
+        rig.answers.finish().await;
+        let sent = rig.bus.sent("completed0");
+        assert_eq!(sent.len(), 2);
+        assert!(sent[0].get("instance").is_none() && sent[0]["response"]["logs"] == json!([]));
+        assert!(sent[1].get("response").is_none() && sent[1]["instance"].is_object());
+        assert_eq!(rig.store.records()[0].record.logs, ["a line"]);
+    }
+
+    #[tokio::test]
+    async fn what_the_policy_leaves_out_is_not_stored() {
+        let rig = rig(StoreLevel::FailuresNotApplicationErrors);
+        let message = message(true);
+        let record = record(&message, StatusCode::ApplicationError);
+        rig.answers.at_once(KEY, &Asker::of(&message), record, AtOnce::Combined);
+        rig.answers.finish().await;
+        assert!(rig.store.records().is_empty());
+        assert_eq!(rig.journal.open_count(), 0);
+    }
+}
