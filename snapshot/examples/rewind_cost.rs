@@ -3,7 +3,7 @@
 //! usage: rewind_cost INIT_PID COUNT [PARANOID(0|1)] [COMMAND...]
 //!
 //! Checkpoints the container whose process 1 is INIT_PID, then runs COMMAND (a request) and rewinds, COUNT
-//! times, and prints the median of each phase. The container is what it was afterwards.
+//! times, and prints the least and the median of each phase. The container is what it was afterwards.
 
 use snapshot::{Options, Phase, Pid, RewindReport, Target};
 use std::error::Error;
@@ -30,15 +30,16 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         reports.push(snapshot.rewind(&mut || Ok(())).map_err(|e| chain(&e))?);
     }
-    let median = |value: &dyn Fn(&RewindReport) -> u128| {
+    let print = |name: &str, value: &dyn Fn(&RewindReport) -> u128| {
         let mut all: Vec<u128> = reports.iter().map(value).collect();
         all.sort_unstable();
-        all.get(all.len() / 2).copied().unwrap_or(0)
+        let at = |index: usize| all.get(index).copied().unwrap_or(0);
+        println!("{name:<10} {:>8} {:>8} us", at(0), at(all.len() / 2));
     };
     for phase in Phase::ALL {
-        println!("{:<10} {:>8} us", phase.name(), median(&|r| r.phase(phase).as_micros()));
+        print(phase.name(), &|r| r.phase(phase).as_micros());
     }
-    println!("{:<10} {:>8} us", "total", median(&|r| r.total.as_micros()));
+    print("total", &|r| r.total.as_micros());
     println!("{:?}", reports.last());
     snapshot.forget()?;
     Ok(())
