@@ -11,11 +11,13 @@ use rewind_tests::message::{Action, Activation};
 use rewind_tests::proxy::FaultyStore;
 use serde_json::json;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// In flight at once.
 const WINDOW: usize = 16;
+/// A container is killed after each so many.
+const KILL_EACH: usize = 50;
 /// The most the invoker may hold in memory, whatever happens.
 const MEMORY_BOUND: u64 = 200 << 20;
 
@@ -49,14 +51,12 @@ async fn no_activation_is_lost_or_answered_twice() {
     }
 
     let lab = Arc::new(lab);
-    let stop = Arc::new(AtomicBool::new(false));
     let killed = Arc::new(AtomicUsize::new(0));
-    let killer = tokio::spawn(kill_containers(lab.clone(), stop.clone(), killed.clone()));
     let next = Arc::new(AtomicUsize::new(0));
     let start = Instant::now();
     let workers: Vec<_> = (0..WINDOW)
         .map(|_| {
-            let (lab, next, actions) = (lab.clone(), next.clone(), actions.clone());
+            let (lab, next, actions, killed) = (lab.clone(), next.clone(), actions.clone(), killed.clone());
             tokio::spawn(async move {
                 let mut ids = Vec::new();
                 loop {
@@ -73,6 +73,13 @@ async fn no_activation_is_lost_or_answered_twice() {
                     // A missing answer fails here, with its id.
                     lab.controller.answered(activation.id()).await;
                     ids.push(activation.id().to_owned());
+                    // By count, not by time: on a slow machine as many containers die as on a fast one.
+                    if n % KILL_EACH == KILL_EACH - 1 {
+                        kill_a_container(lab.clone(), killed.clone()).await;
+                    }
+                    if n % 500 == 499 {
+                        println!("{} of {total} in {:.0?}", n + 1, start.elapsed());
+                    }
                 }
             })
         })
@@ -83,8 +90,6 @@ async fn no_activation_is_lost_or_answered_twice() {
         ids.extend(worker.await.expect("a worker does not fail"));
         highest = highest.max(invoker.resident_bytes());
     }
-    stop.store(true, Ordering::Relaxed);
-    killer.await.expect("the killer does not fail");
 
     assert_eq!(ids.len(), total);
     let (passed, failed) = store.counts();
@@ -102,22 +107,18 @@ async fn no_activation_is_lost_or_answered_twice() {
     assert!(invoker.stop().await.success());
 }
 
-/// Kills a random container of the lab twice a second.
-async fn kill_containers(lab: Arc<Lab>, stop: Arc<AtomicBool>, killed: Arc<AtomicUsize>) {
-    while !stop.load(Ordering::Relaxed) {
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        let lab = lab.clone();
-        let done = tokio::task::spawn_blocking(move || {
-            let containers = lab.docker.containers(&lab.container_prefix());
-            if containers.is_empty() {
-                return false;
-            }
-            let (id, _) = &containers[rand::rng().random_range(0..containers.len())];
-            lab.docker.try_run(&["kill", id]).is_ok()
-        });
-        if done.await.expect("docker can be called") {
-            killed.fetch_add(1, Ordering::Relaxed);
+/// Kills a random container of the lab.
+async fn kill_a_container(lab: Arc<Lab>, killed: Arc<AtomicUsize>) {
+    let done = tokio::task::spawn_blocking(move || {
+        let containers = lab.docker.containers(&lab.container_prefix());
+        if containers.is_empty() {
+            return false;
         }
+        let (id, _) = &containers[rand::rng().random_range(0..containers.len())];
+        lab.docker.try_run(&["kill", id]).is_ok()
+    });
+    if done.await.expect("docker can be called") {
+        killed.fetch_add(1, Ordering::Relaxed);
     }
 }
 
