@@ -31,7 +31,7 @@ async fn soak(
         let n = ids.len();
         let activation = Activation::of(&actions[n % 4])
             .revision(&revisions[n % 4])
-            .with("blocking", (n % 3 == 0).into())
+            .with("blocking", n.is_multiple_of(3).into())
             .content(json!({"n": n}));
         lab.controller.publish(&activation).await;
         ids.push(activation.id().to_owned());
@@ -40,7 +40,7 @@ async fn soak(
             let left = lab.controller.unanswered(oldest, PATIENCE).await;
             assert!(left.is_empty(), "{left:?} not answered\n{}", invoker.tail());
         }
-        if ids.len() % 10 == 0 {
+        if ids.len().is_multiple_of(10) {
             disturb(ids.len()).await;
         }
     }
