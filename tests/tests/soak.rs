@@ -30,8 +30,9 @@ async fn no_activation_is_lost_or_answered_twice() {
     let invoker = lab
         .invoker()
         .isolation("none")
-        // Room for four containers of each action: killed ones are replaced, none is evicted.
-        .user_memory("2048 m")
+        // Each action has four callers; there is room for twice as many containers as can be busy, so that
+        // one that is about to be free is not taken for busy and another evicted in its place.
+        .user_memory("4096 m")
         .store_at(store.address)
         .env("REWIND_DOCKER_HOST", format!("unix://{}", engine.socket.display()))
         .start(&lab)
@@ -55,7 +56,7 @@ async fn no_activation_is_lost_or_answered_twice() {
     let next = Arc::new(AtomicUsize::new(0));
     let start = Instant::now();
     let workers: Vec<_> = (0..WINDOW)
-        .map(|_| {
+        .map(|worker| {
             let (lab, next, actions, killed) = (lab.clone(), next.clone(), actions.clone(), killed.clone());
             tokio::spawn(async move {
                 let mut ids = Vec::new();
@@ -64,7 +65,7 @@ async fn no_activation_is_lost_or_answered_twice() {
                     if n >= total {
                         return ids;
                     }
-                    let activation = actions[n % actions.len()]
+                    let activation = actions[worker % actions.len()]
                         .clone()
                         .with("activationId", rewind_tests::message::activation_id().into())
                         .with("blocking", (n % 3 == 0).into())
