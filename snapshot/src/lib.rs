@@ -1,6 +1,6 @@
 //! Checkpoint and rewind of a container's process tree: memory, threads and kernel objects.
 //!
-//! [`checkpoint`] records the pristine state of every process of a container; [`Snapshot::rewind`] puts
+//! [`checkpoint()`] records the pristine state of every process of a container; [`Snapshot::rewind`] puts
 //! them back to it, or says why it cannot vouch for that (a [`Quarantine`]) and kills them.
 //! Nothing here knows of requests, images or files: the files of the container are the caller's, who is
 //! called back at the moment at which nothing in the container runs.

@@ -1,7 +1,7 @@
 //! Whole-system tests: real Kafka, a real store, real containers, the real `rewind` binary.
 //!
 //! In reading order:
-//! - [`env`]: the services of a test run, started by the scripts of `tests/env`;
+//! - [`mod@env`]: the services of a test run, started by the scripts of `tests/env`;
 //! - [`lab`]: one test's corner of them: its own topics, databases and container names;
 //! - [`message`]: activations and action documents, as a controller makes them;
 //! - [`controller`]: a controller's double that publishes activations and checks every answer strictly;

@@ -28,6 +28,12 @@ impl MemoryBus {
         let taken = self.taken.lock().unwrap();
         taken.iter().filter(|(t, _)| t == topic).map(|(_, v)| serde_json::from_slice(v).unwrap()).collect()
     }
+
+    /// Lets the oldest held record of `topic` be taken.
+    pub(crate) fn release(&self, topic: &str) {
+        let waiter = self.held.lock().unwrap().get_mut(topic).map(|waiters| waiters.remove(0));
+        let _ = waiter.expect("a record is held").send(());
+    }
 }
 
 impl Producer for Arc<MemoryBus> {

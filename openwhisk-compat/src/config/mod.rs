@@ -2,7 +2,7 @@
 //!
 //! [`table`] is the one declaration: name, type, default and meaning of each setting. From it come the
 //! typed [`Settings`], the reading of the environment, the messages about mistakes, and
-//! `docs/configuration.md` ([`document`]). Reading has two stages and no effects: [`Sources`] gathers raw
+//! `docs/configuration.md` ([`document()`]). Reading has two stages and no effects: [`Sources`] gathers raw
 //! texts under canonical names, then every declared setting is parsed, and all mistakes are reported at once.
 
 mod document;
