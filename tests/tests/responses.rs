@@ -143,7 +143,7 @@ fn rows() -> Vec<Row> {
         }
         row.size = match row.name {
             "init-1 run-1" => Some(Some(18)), // Python writes {"greeting": "hi"}.
-            "init-4" | "run-7" => Some(Some(5000 + 8)),
+            "init-4" | "run-7" => Some(Some(5000 + 6)),
             "init-5" | "run-8" | "init-6 exit" | "run-9 exit" => Some(None),
             _ => None,
         };
