@@ -1,7 +1,7 @@
 //! Kafka, the store and dockerd go away and come back; the invoker is killed at random moments. Nothing is lost
 //! without an answer, nothing runs twice, and service resumes without help.
 //!
-//! Every activation counts itself in a file outside its container, so a second run would be seen.
+//! Every activation counts itself outside its container, so a second run would be seen.
 
 use rand::Rng as _;
 use rewind_tests::Lab;
@@ -16,6 +16,8 @@ use std::time::Duration;
 
 /// How long an answer may take around an outage.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How often the invoker is killed outright.
+const KILLS: usize = 6;
 
 /// Counts the runs of each activation: the action sends its id here over TCP.
 struct Tally {
@@ -132,9 +134,8 @@ async fn service_survives_restarts_of_kafka_and_of_the_store() {
             let services = services.clone();
             move || services.restart(service, kill)
         });
-        if service == "couchdb" {
-            ids.extend(stream(&lab, &base, 10, Duration::from_millis(30), 0.0).await);
-        }
+        // What is published to a broker that is away waits for it.
+        ids.extend(stream(&lab, &base, 10, Duration::from_millis(30), 0.0).await);
         restart.await.expect("the service comes back");
         if service == "couchdb" {
             // It kept its data in memory.
@@ -146,6 +147,7 @@ async fn service_survives_restarts_of_kafka_and_of_the_store() {
         assert!(invoker.alive(), "{what}: the invoker ended");
     }
     assert!(invoker.stop().await.success());
+    lab.controller.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -198,7 +200,7 @@ async fn killed_at_random_moments_it_answers_everything_and_runs_nothing_twice()
     let builder = lab.invoker();
     let mut invoker = builder.start(&lab).await;
     let mut ids = Vec::new();
-    for round in 0..6 {
+    for round in 0..KILLS {
         let publish = stream(&lab, &base, 20, Duration::from_millis(25), 0.05);
         let kill = tokio::time::sleep(Duration::from_millis(rand::rng().random_range(0..700)));
         tokio::pin!(publish, kill);
@@ -215,7 +217,7 @@ async fn killed_at_random_moments_it_answers_everything_and_runs_nothing_twice()
         let first_ping = invoker.first_ping.unwrap_or_default();
         println!("round {round}: first ping {first_ping:?} after the start");
     }
-    settle(&lab, &tally, &base, &ids, "killed six times").await;
+    settle(&lab, &tally, &base, &ids, "killed outright").await;
     // What was cut off is answered as a whisk error, recorded, and named as such.
     let mut cut_off = 0;
     for id in &ids {
@@ -223,6 +225,10 @@ async fn killed_at_random_moments_it_answers_everything_and_runs_nothing_twice()
         let record = record.unwrap_or_else(|| panic!("activation {id} has no record"));
         cut_off += usize::from(record["response"]["statusCode"] == 3);
     }
-    println!("{} activations, {cut_off} cut off and answered as whisk errors", ids.len());
     assert!(invoker.stop().await.success());
+    let again = lab.controller.finish_after_kills(KILLS).await;
+    println!(
+        "{} activations, {cut_off} cut off and answered as whisk errors, {again} acked again",
+        ids.len()
+    );
 }
