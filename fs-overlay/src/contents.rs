@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -131,19 +132,23 @@ fn chunk_of(buffer: &mut [u8], left: u64) -> &mut [u8] {
     &mut buffer[..length]
 }
 
-/// Whether a file holds exactly these bytes.
-pub(crate) fn same(current: &File, wanted: Contents<'_>, work: &mut Work<'_>) -> Result<bool, Stop> {
-    if current.metadata()?.len() != wanted.layout.size {
-        return Ok(false);
-    }
-    if wanted.layout.size == 0 {
-        return Ok(true);
-    }
-    let mut ours = vec![0; CHUNK];
-    let mut theirs = vec![0; CHUNK];
+/// Goes through a file next to the bytes it should hold. `gap` is given each range that should read
+/// as zeros, `differs` each chunk (what it should hold, and where) that holds other bytes; either
+/// may end it by answering `false`, which is then the answer.
+fn against(
+    current: &File,
+    wanted: Contents<'_>,
+    work: &mut Work<'_>,
+    mut gap: impl FnMut(Range<u64>, &mut [u8], &mut Work<'_>) -> Result<bool, Stop>,
+    mut differs: impl FnMut(&[u8], u64) -> Result<bool, Stop>,
+) -> Result<bool, Stop> {
+    // Most files are far smaller than a chunk.
+    let length = usize::try_from(wanted.layout.size).map_or(CHUNK, |size| size.clamp(1, CHUNK));
+    let mut ours = vec![0; length];
+    let mut theirs = vec![0; length];
     let mut position = 0;
     for run in &wanted.layout.runs {
-        if !zeros(current, position, run.offset, &mut theirs, work)? {
+        if !gap(position..run.offset, &mut theirs, work)? {
             return Ok(false);
         }
         let mut done = 0;
@@ -153,20 +158,34 @@ pub(crate) fn same(current: &File, wanted: Contents<'_>, work: &mut Work<'_>) ->
             wanted.file.read_exact_at(ours, run.at + done)?;
             current.read_exact_at(theirs, run.offset + done)?;
             work.moved(ours.len())?;
-            if ours != theirs {
+            if ours != theirs && !differs(ours, run.offset + done)? {
                 return Ok(false);
             }
             done += ours.len() as u64;
         }
         position = run.offset + run.length;
     }
-    zeros(current, position, wanted.layout.size, &mut theirs, work)
+    gap(position..wanted.layout.size, &mut theirs, work)
+}
+
+/// Whether a file holds exactly these bytes.
+pub(crate) fn same(current: &File, wanted: Contents<'_>, work: &mut Work<'_>) -> Result<bool, Stop> {
+    if current.metadata()?.len() != wanted.layout.size {
+        return Ok(false);
+    }
+    against(
+        current,
+        wanted,
+        work,
+        |range, buffer, work| zeros(current, range, buffer, work),
+        |_, _| Ok(false),
+    )
 }
 
 /// Whether `from..to` of a file reads as zeros. Holes are not read.
-fn zeros(file: &File, from: u64, to: u64, buffer: &mut [u8], work: &mut Work<'_>) -> Result<bool, Stop> {
-    let mut position = from;
-    while let Some((start, end)) = next_data(file, position, to)? {
+fn zeros(file: &File, range: Range<u64>, buffer: &mut [u8], work: &mut Work<'_>) -> Result<bool, Stop> {
+    let mut position = range.start;
+    while let Some((start, end)) = next_data(file, position, range.end)? {
         let mut at = start;
         while at < end {
             let chunk = chunk_of(buffer, end - at);
@@ -187,41 +206,27 @@ fn zeros(file: &File, from: u64, to: u64, buffer: &mut [u8], work: &mut Work<'_>
 ///
 /// The file is not truncated first: freeing and allocating its blocks again is far slower (ext4).
 pub(crate) fn restore(current: &File, wanted: Contents<'_>, work: &mut Work<'_>) -> Result<u64, Stop> {
-    let mut written = 0;
     if current.metadata()?.len() != wanted.layout.size {
         rustix::fs::ftruncate(current, wanted.layout.size)?;
     }
-    if wanted.layout.size == 0 {
-        return Ok(0);
-    }
-    let mut ours = vec![0; CHUNK];
-    let mut theirs = vec![0; CHUNK];
-    let mut position = 0;
-    for run in &wanted.layout.runs {
-        clear(current, position, run.offset, &mut theirs, work)?;
-        let mut done = 0;
-        while done < run.length {
-            let ours = chunk_of(&mut ours, run.length - done);
-            let theirs = &mut theirs[..ours.len()];
-            wanted.file.read_exact_at(ours, run.at + done)?;
-            current.read_exact_at(theirs, run.offset + done)?;
-            work.moved(ours.len())?;
-            if ours != theirs {
-                current.write_all_at(ours, run.offset + done)?;
-                written += ours.len() as u64;
-            }
-            done += ours.len() as u64;
-        }
-        position = run.offset + run.length;
-    }
-    clear(current, position, wanted.layout.size, &mut theirs, work)?;
+    let mut written = 0;
+    let clear = |range, buffer: &mut [u8], work: &mut Work<'_>| {
+        clear(current, range, buffer, work)?;
+        Ok(true)
+    };
+    let rewrite = |ours: &[u8], offset| {
+        current.write_all_at(ours, offset)?;
+        written += ours.len() as u64;
+        Ok(true)
+    };
+    against(current, wanted, work, clear, rewrite)?;
     Ok(written)
 }
 
 /// Makes `from..to` of a file read as zeros again, by giving its blocks back.
-fn clear(file: &File, from: u64, to: u64, buffer: &mut [u8], work: &mut Work<'_>) -> Result<(), Stop> {
-    let mut position = from;
-    while let Some((start, end)) = next_data(file, position, to)? {
+fn clear(file: &File, range: Range<u64>, buffer: &mut [u8], work: &mut Work<'_>) -> Result<(), Stop> {
+    let mut position = range.start;
+    while let Some((start, end)) = next_data(file, position, range.end)? {
         let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         match rustix::fs::fallocate(file, punch, start, end - start) {
             Ok(()) => {}

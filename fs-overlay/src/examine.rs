@@ -32,6 +32,10 @@ pub(crate) struct Tree {
     pub(crate) node: Node,
 }
 
+/// Most directories of one tree held open from one walk to the next. Few containers have more in
+/// their upper; the rest are opened by name each time.
+const HELD_MAX: usize = 64;
+
 /// One difference between manifest and tree.
 #[derive(Debug, Clone)]
 pub(crate) struct Delta {
@@ -143,7 +147,7 @@ impl Tree {
         store: &Store,
         work: &mut Work<'_>,
     ) -> Result<Vec<Delta>, FilesQuarantine> {
-        let mut walk = Walk { purpose, store, work, path: Vec::new(), hiding: 0, found: Vec::new() };
+        let mut walk = Walk { purpose, store, work, path: Vec::new(), hiding: 0, held: 0, found: Vec::new() };
         // The manifest is taken out for the walk, since the tree's own methods read the layers.
         let placeholder = Node {
             status: self.node.status,
@@ -171,6 +175,8 @@ struct Walk<'w, 'o> {
     path: Steps,
     /// How many of the directories above hide the layers.
     hiding: usize,
+    /// How many directories are held open for the next walk.
+    held: usize,
     found: Vec<Delta>,
 }
 
@@ -193,7 +199,7 @@ impl Walk<'_, '_> {
         unchanged_names: bool,
     ) -> Result<(), Stop> {
         self.work.descend(self.path.len())?;
-        let Body::Directory { children, opaque } = &mut node.body else { return Ok(()) };
+        let Body::Directory { children, opaque, .. } = &mut node.body else { return Ok(()) };
         self.hiding += usize::from(*opaque);
         if !unchanged_names {
             // A directory may have been filled without end: names are bounded before they are kept.
@@ -254,9 +260,17 @@ impl Walk<'_, '_> {
             return self.note(What::Replaced(*status));
         }
         if node.status.kind == Kind::Directory {
-            let below = at::directory_at(directory, name)?;
+            let below = match node.take_held() {
+                Some(held) if node.status.identity == status.identity => held,
+                _ => at::directory_at(directory, name)?,
+            };
             let unchanged_names = self.compare(tree, node, status, below.as_fd())?;
-            return self.children(tree, node, &below, unchanged_names);
+            self.children(tree, node, &below, unchanged_names)?;
+            if self.held < HELD_MAX {
+                self.held += 1;
+                node.hold(below);
+            }
+            return Ok(());
         }
         // The entry is opened only if its status leaves a doubt.
         let doubt = node.touched != Touch::No
@@ -315,7 +329,7 @@ impl Walk<'_, '_> {
             }
             node.recorded = now;
             if checking {
-                node.status.identity = status.identity;
+                node.identify(status.identity);
                 node.status.changed = status.changed;
                 node.status.on = status.on;
                 node.status.size = status.size;

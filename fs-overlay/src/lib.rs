@@ -46,6 +46,7 @@ mod report;
 mod root;
 mod seal;
 mod undo;
+mod watch;
 mod work;
 
 pub use mounts::MountinfoError;

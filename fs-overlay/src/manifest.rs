@@ -51,6 +51,9 @@ pub(crate) enum Body {
         children: BTreeMap<OsString, Node>,
         /// Whether it hides the layers below.
         opaque: bool,
+        /// The directory of the node's identity, where entries are looked at, once a walk has
+        /// opened it. Holding it spares the next walk the opening, and pins its inode number.
+        held: Option<OwnedFd>,
     },
     Regular(Source),
     Symlink(Vec<u8>),
@@ -97,6 +100,30 @@ impl Node {
         }
     }
 
+    /// Takes the entry found under this node's name for the node's own from now on. A directory
+    /// held for another one is let go.
+    pub(crate) fn identify(&mut self, found: Identity) {
+        if self.status.identity != found {
+            self.status.identity = found;
+            self.take_held();
+        }
+    }
+
+    /// Takes out the directory held for this node.
+    pub(crate) fn take_held(&mut self) -> Option<OwnedFd> {
+        match &mut self.body {
+            Body::Directory { held, .. } => held.take(),
+            _ => None,
+        }
+    }
+
+    /// Keeps the directory of this node open.
+    pub(crate) fn hold(&mut self, directory: OwnedFd) {
+        if let Body::Directory { held, .. } = &mut self.body {
+            *held = Some(directory);
+        }
+    }
+
     /// The node at a path below this one.
     pub(crate) fn at(&self, path: &[OsString]) -> Option<&Self> {
         path.iter().try_fold(self, |node, name| node.child(name))
@@ -113,7 +140,7 @@ impl Node {
         let (status, attributes, body) = match entry {
             LowerEntry::Directory(directory, status) => {
                 let attributes = directory.top().map(at::attributes).transpose()?;
-                let body = Body::Directory { children: BTreeMap::new(), opaque: false };
+                let body = Body::Directory { children: BTreeMap::new(), opaque: false, held: None };
                 (status, attributes.unwrap_or_default(), body)
             }
             LowerEntry::Other(object, status) => {
@@ -235,7 +262,7 @@ impl<'a> Recorder<'a> {
                     self.path.pop();
                     children.insert(name, recorded);
                 }
-                Body::Directory { children, opaque }
+                Body::Directory { children, opaque, held: None }
             }
             Kind::Regular if queues => Body::Queue,
             Kind::Regular => {

@@ -1,7 +1,7 @@
 //! Finds everything a container can write to, from its mounts.
 
 use std::ffi::{OsStr, OsString};
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -11,6 +11,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use crate::at::{self, Kind};
 use crate::mounts::{self, Mount, MountinfoError};
+use crate::watch::Watch;
 
 /// File systems that show kernel state, not files. What a function changes through them belongs to
 /// processes, and the process part of the rewind answers for it.
@@ -24,10 +25,8 @@ const REFUSED: [&str; 9] =
 /// Everything a container can write to: its overlay root and the other writable mounts.
 #[derive(Debug)]
 pub struct OverlayRoot {
-    /// `/proc/<pid>`, which stays tied to the process, not to its number.
-    pub(crate) process: OwnedFd,
-    /// The mount table as it was read.
-    pub(crate) mountinfo: Vec<u8>,
+    /// The process, and the mount table as it was read.
+    pub(crate) watch: Watch,
     /// The container's root, as the container sees it.
     pub(crate) root: OwnedFd,
     /// The upper directory, as the host sees it. Only ever read.
@@ -110,15 +109,12 @@ impl OverlayRoot {
     /// ([`Options::relative_to`](crate::Options::relative_to)).
     pub fn discover_in(init: Pid, relative_to: &Path) -> Result<Self, DiscoverError> {
         let process_error = |source: io::Error| DiscoverError::Process { pid: init, source };
-        let path = format!("/proc/{init}");
+        let watch = Watch::open(init).map_err(process_error)?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let process =
-            rustix::fs::open(path, flags, Mode::empty()).map_err(|error| process_error(error.into()))?;
-        let mountinfo = read_mountinfo(&process).map_err(process_error)?;
-        let root = rustix::fs::openat(&process, "root", flags, Mode::empty())
+        let root = rustix::fs::openat(&watch.process, "root", flags, Mode::empty())
             .map_err(|error| process_error(error.into()))?;
         let table =
-            mounts::parse(&mountinfo).map_err(|source| DiscoverError::Mountinfo { pid: init, source })?;
+            mounts::parse(&watch.table).map_err(|source| DiscoverError::Mountinfo { pid: init, source })?;
 
         let root_mount = at::status(&root).map_err(process_error)?.mount;
         let top = table.iter().find(|mount| mount.id == root_mount).ok_or_else(|| {
@@ -153,26 +149,13 @@ impl OverlayRoot {
             }
             mounts.push(open_mount(&root, mount)?);
         }
-        Ok(Self { process, mountinfo, root, upper, layers, mounts })
+        Ok(Self { watch, root, upper, layers, mounts })
     }
 
     /// [`discover_in`](Self::discover_in) with Docker's storage directory.
     pub fn discover(init: Pid) -> Result<Self, DiscoverError> {
         Self::discover_in(init, &crate::Options::default().relative_to)
     }
-
-    /// Reads the mount table again, as it is now.
-    pub(crate) fn read_mountinfo(&self) -> io::Result<Vec<u8>> {
-        read_mountinfo(&self.process)
-    }
-}
-
-pub(crate) fn read_mountinfo(process: &OwnedFd) -> io::Result<Vec<u8>> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let mut file = std::fs::File::from(rustix::fs::openat(process, "mountinfo", flags, Mode::empty())?);
-    let mut text = Vec::with_capacity(8 * 1024);
-    file.read_to_end(&mut text)?;
-    Ok(text)
 }
 
 /// Refuses overlay features by which an entry of the upper is not what it seems.

@@ -17,6 +17,7 @@ use crate::options::Options;
 use crate::report::{Changes, FilesQuarantine, FilesReason, FilesReport, SealReport, shown};
 use crate::root::OverlayRoot;
 use crate::undo::{self, Undo};
+use crate::watch::Watch;
 use crate::work::Work;
 
 /// Most times renamed entries are looked for anew. A directory renamed inside a renamed directory
@@ -60,7 +61,7 @@ pub enum SealError {
         /// Why.
         source: io::Error,
     },
-    /// The mounts changed between discovery and seal.
+    /// The mounts changed between discovery and seal, or the container ended.
     #[error("the mounts changed since they were discovered")]
     MountsChanged,
     /// A system call failed.
@@ -79,8 +80,7 @@ pub enum SealError {
 /// container is destroyed.
 #[derive(Debug)]
 pub struct Sealed {
-    process: OwnedFd,
-    mountinfo: Vec<u8>,
+    watch: Watch,
     options: Options,
     trees: Vec<Tree>,
     store: Store,
@@ -92,15 +92,16 @@ pub struct Sealed {
 pub fn seal(root: OverlayRoot, options: &Options) -> Result<(Sealed, SealReport), SealError> {
     let started = Instant::now();
     let whole = |source: io::Error| SealError::Io { path: PathBuf::from("/"), source };
-    if root.read_mountinfo().map_err(whole)? != root.mountinfo {
-        return Err(SealError::MountsChanged);
-    }
+    root.watch.check().map_err(|changed| match changed.source {
+        Some(source) => whole(source),
+        None => SealError::MountsChanged,
+    })?;
     let mut store = Store::create(&options.store)
         .map_err(|source| SealError::Store { directory: options.store.clone(), source })?;
-    let held = Held::look(&root.process).map_err(whole)?;
+    let held = Held::look(&root.watch.process).map_err(whole)?;
     let mut recorder = Recorder::new(options, &mut store);
     let mut trees = Vec::new();
-    let OverlayRoot { process, mountinfo, root, upper, layers, mounts } = root;
+    let OverlayRoot { watch, root, upper, layers, mounts } = root;
     let at = PathBuf::from("/");
     trees.push(tree(&mut recorder, at, upper, root, layers, false)?);
     for mount in mounts {
@@ -117,7 +118,7 @@ pub fn seal(root: OverlayRoot, options: &Options) -> Result<(Sealed, SealReport)
     report.mounts = trees.len() as u64;
     report.duration = started.elapsed();
     let options = options.clone();
-    Ok((Sealed { process, mountinfo, options, trees, store, held }, report))
+    Ok((Sealed { watch, options, trees, store, held }, report))
 }
 
 /// Records one tree.
@@ -160,7 +161,7 @@ impl Sealed {
     /// Puts the files back. The whole container must be frozen, and descriptors that the request
     /// opened must be closed. After an error the container must be destroyed.
     pub fn rewind(&mut self) -> Result<FilesReport, FilesQuarantine> {
-        self.check_mounts()?;
+        self.watch.check()?;
         let options = self.options.clone();
         let mut work = Work::start(&options);
         let mut changed = false;
@@ -202,7 +203,7 @@ impl Sealed {
     /// counts as [`Metadata`](crate::ChangeKind::Metadata) unless its size changed, a file of the image that was
     /// touched as [`Contents`](crate::ChangeKind::Contents).
     pub fn changes(&mut self) -> Result<Changes, FilesQuarantine> {
-        self.check_mounts()?;
+        self.watch.check()?;
         let options = self.options.clone();
         let mut work = Work::start(&options);
         let mut changes = Changes::default();
@@ -218,23 +219,6 @@ impl Sealed {
             }
         }
         Ok(changes)
-    }
-
-    fn check_mounts(&self) -> Result<(), FilesQuarantine> {
-        let whole = Path::new("/");
-        let now = crate::root::read_mountinfo(&self.process).map_err(|error| {
-            FilesQuarantine::failed(FilesReason::ContainerGone, whole, "reading mounts", error)
-        })?;
-        // The table of a process that has ended is empty.
-        if now.is_empty() {
-            let detail = "reading mounts";
-            return Err(FilesQuarantine::new(FilesReason::ContainerGone, whole, detail));
-        }
-        if now != self.mountinfo {
-            let detail = "comparing mounts";
-            return Err(FilesQuarantine::new(FilesReason::MountsChanged, whole, detail));
-        }
-        Ok(())
     }
 
     /// Checks everything that was touched against the manifest, and records its new identity.
@@ -259,7 +243,7 @@ impl Sealed {
     /// Nobody may hold an entry that lost its name in the request.
     fn check_held(&self) -> Result<(), FilesQuarantine> {
         let whole = Path::new("/");
-        let held = Held::look(&self.process).map_err(|error| {
+        let held = Held::look(&self.watch.process).map_err(|error| {
             let detail = "looking for files without a name";
             FilesQuarantine::failed(FilesReason::ExamineFailed, whole, detail, error)
         })?;

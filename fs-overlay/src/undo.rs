@@ -294,7 +294,7 @@ impl Undo<'_, '_> {
             self.identity_lost |= !origin;
         }
         if copied_up {
-            node.status.identity = status.identity;
+            node.identify(status.identity);
             insert(tree, &path, node)?;
             if status.kind == Kind::Directory {
                 plan.directories.insert(path.clone());
@@ -407,7 +407,7 @@ impl Undo<'_, '_> {
         }
         let private = Mode::RUSR | Mode::WUSR;
         match &mut node.body {
-            Body::Directory { children, opaque } => {
+            Body::Directory { children, opaque, .. } => {
                 rustix::fs::mkdirat(directory, &name, private | Mode::XUSR)?;
                 let made = at::directory_at(directory, &name)?;
                 // If it hid the layers, so does the new one.
@@ -467,7 +467,7 @@ impl Undo<'_, '_> {
             && let Some(scanned) = open_entry(&tree.scan, path)?
         {
             // Further names of the file are linked to this one.
-            node.status.identity = at::status(&scanned)?.identity;
+            node.identify(at::status(&scanned)?.identity);
         }
         correct_status(&object, node)?;
         Ok(())
@@ -476,7 +476,7 @@ impl Undo<'_, '_> {
     /// Lists everything the layers hold below a directory into its node.
     fn fill(&mut self, node: &mut Node, below: &LowerDirectory, depth: usize) -> Result<(), Stop> {
         self.work.descend(depth)?;
-        let Body::Directory { children, opaque } = &mut node.body else { return Ok(()) };
+        let Body::Directory { children, opaque, .. } = &mut node.body else { return Ok(()) };
         *opaque = true;
         for (name, entry) in below.entries()? {
             self.work.undoing()?;
@@ -626,7 +626,7 @@ fn link_again(
         }
         let Some(other_directory) = open_directory(&tree.edit, other_parent)? else { continue };
         rustix::fs::linkat(&other_directory, other_name, directory, name, AtFlags::empty())?;
-        node.status.identity = status.identity;
+        node.identify(status.identity);
         return Ok(true);
     }
     Ok(false)

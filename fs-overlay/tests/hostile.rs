@@ -47,7 +47,8 @@ fn undone(
     for round in ["first", "second"] {
         request(&sandbox);
         assert!(!pristine.is_same(&sandbox.state()), "{test}: the request changed nothing");
-        let report = sealed.rewind().unwrap_or_else(|error| panic!("{test}, {round}: {error}"));
+        let report =
+            sealed.rewind().unwrap_or_else(|error| panic!("{test}, {round}: {error}: {:?}", error.source));
         pristine.assert_same(&sandbox.state(), &format!("{test}, {round}"));
         look(&report);
     }
