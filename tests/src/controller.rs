@@ -22,6 +22,9 @@ use tokio::sync::Notify;
 /// How long a test waits for what must come, unless it says otherwise.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
+/// The longest ack a controller's topic takes: 1 MB of payload and what the JSON around it takes (contract 1.4).
+pub const ACK_BYTES: usize = 1_054_644;
+
 /// What an acknowledgement is, told by its members (contract 2.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -153,11 +156,13 @@ impl std::fmt::Debug for Controller {
 
 impl Controller {
     /// Makes its topics as a controller does (contract 1.4) and begins to read them. `controllers` are the
-    /// names acks may be addressed to, usually `["0"]`.
-    pub async fn start(kafka: &str, prefix: &str, controllers: &[&str]) -> Self {
+    /// names acks may be addressed to, usually `["0"]`; the broker refuses acks of more than `ack_bytes`.
+    pub async fn start(kafka: &str, prefix: &str, controllers: &[&str], ack_bytes: usize) -> Self {
         let mut topics: Vec<String> = controllers.iter().map(|c| format!("{prefix}completed{c}")).collect();
-        topics.extend([format!("{prefix}health"), format!("{prefix}events")]);
-        create_topics(kafka, &topics).await;
+        create_limited(kafka, &topics, Some(ack_bytes)).await;
+        let others = [format!("{prefix}health"), format!("{prefix}events")];
+        create_topics(kafka, &others).await;
+        topics.extend(others);
 
         let config = config(kafka);
         let producer: FutureProducer = config.create().expect("a producer can be made");
@@ -311,11 +316,8 @@ impl Controller {
         let repeats = self.stragglers().await;
         for (id, what) in &repeats {
             let acks = self.acks_of(id);
-            let answered = acks.iter().take_while(|ack| !ack.is_cut_off()).count();
-            let (answer, errors) = acks.split_at(answered);
-            let slots_freed = answer.iter().filter(|ack| ack.frees_slot()).count();
             assert!(
-                errors.iter().all(Ack::is_cut_off) && errors.len() <= kills && slots_freed <= 1,
+                crash_explains(&acks, kills),
                 "killed {kills} times, and acked as no crash explains: {what}\nall its acks: {acks:#?}"
             );
         }
@@ -377,14 +379,18 @@ fn config(kafka: &str) -> ClientConfig {
 
 /// Creates topics of one partition, as a controller does; those that exist are kept.
 pub async fn create_topics(kafka: &str, topics: &[String]) {
+    create_limited(kafka, topics, None).await;
+}
+
+async fn create_limited(kafka: &str, topics: &[String], bytes: Option<usize>) {
     let admin: AdminClient<DefaultClientContext> =
         config(kafka).create().expect("an admin client can be made");
+    let bytes = bytes.map(|bytes| bytes.to_string());
     let new: Vec<NewTopic<'_>> = topics
         .iter()
         .map(|topic| {
             let new = NewTopic::new(topic, 1, TopicReplication::Fixed(1));
-            // 1 MB of payload and what the JSON around it takes (contract 1.4).
-            if topic.contains("completed") { new.set("max.message.bytes", "1054644") } else { new }
+            if let Some(bytes) = &bytes { new.set("max.message.bytes", bytes) } else { new }
         })
         .collect();
     let results = admin.create_topics(&new, &AdminOptions::new()).await.expect("the broker answers");
@@ -393,6 +399,16 @@ pub async fn create_topics(kafka: &str, topics: &[String]) {
             assert_eq!(code, rdkafka::types::RDKafkaErrorCode::TopicAlreadyExists, "cannot create {topic}");
         }
     }
+}
+
+/// Whether the acks of one activation, in their order, are those of one run and then of ends that cut it off.
+fn crash_explains(acks: &[Ack], kills: usize) -> bool {
+    let answer = acks.iter().take_while(|ack| !ack.is_cut_off()).count();
+    let (answer, errors) = acks.split_at(answer);
+    errors.len() <= kills
+        && errors.iter().all(Ack::is_cut_off)
+        && answer.iter().filter(|ack| ack.frees_slot()).count() <= 1
+        && answer.iter().filter(|ack| ack.kind == Kind::Result).count() <= 1
 }
 
 fn read(consumer: &BaseConsumer, shared: &Shared, prefix: &str) {
@@ -678,6 +694,32 @@ mod tests {
             "{:?}",
             log.repeats
         );
+    }
+
+    #[test]
+    fn a_crash_explains_whisk_errors_behind_the_answer_and_nothing_else() {
+        let mut log = published(false);
+        let mut cut_off = completion();
+        cut_off["response"] = cut_off["activationId"].take();
+        cut_off.as_object_mut().expect("an object").remove("activationId");
+        cut_off["isSystemError"] = true.into();
+        for ack in [completion(), cut_off.clone(), completion(), cut_off] {
+            assert_eq!(wrong(&mut log, ack), Vec::<String>::new());
+        }
+        let [answer, error, ..] = &log.acks[..] else { panic!("{:?}", log.acks) };
+        assert_eq!(log.repeats.len(), 3);
+        for (acks, kills, explained) in [
+            (vec![answer, error], 1, true),
+            (vec![answer, error, error], 2, true),
+            (vec![error, error], 2, true),
+            (vec![answer, error, error], 1, false),
+            (vec![answer, answer], 1, false),
+            (vec![error, answer], 1, false),
+            (vec![answer, error, answer], 2, false),
+        ] {
+            let acks: Vec<Ack> = acks.into_iter().cloned().collect();
+            assert_eq!(crash_explains(&acks, kills), explained, "{kills} kills, {acks:?}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! One test's corner of the services: its own topics, databases and container names.
 
-use crate::controller::Controller;
+use crate::controller::{ACK_BYTES, Controller};
 use crate::docker::Docker;
 use crate::env::Services;
 use crate::invoker::Builder;
@@ -40,9 +40,14 @@ impl Lab {
 
     /// A corner of these services, with these controllers.
     pub async fn within(services: &Services, name: &str, controllers: &[&str]) -> Self {
+        Self::limited(services, name, controllers, ACK_BYTES).await
+    }
+
+    /// The same, where the broker takes no ack of more than `ack_bytes`.
+    pub async fn limited(services: &Services, name: &str, controllers: &[&str], ack_bytes: usize) -> Self {
         let name = format!("{name}{:06x}", rand::rng().random::<u32>() >> 8);
         assert!(name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit()), "{name}");
-        let controller = Controller::start(&services.kafka, &name, controllers).await;
+        let controller = Controller::start(&services.kafka, &name, controllers, ack_bytes).await;
         let store = Store::create(services, &format!("{name}-")).await;
         Self { services: services.clone(), docker: Docker::at(&services.docker), name, controller, store }
     }

@@ -3,6 +3,7 @@
 
 use rewind_tests::Lab;
 use rewind_tests::controller::Ack;
+use rewind_tests::env::Services;
 use rewind_tests::invoker::Invoker;
 use rewind_tests::message::{Action, Activation};
 use serde_json::{Value, json};
@@ -26,7 +27,8 @@ async fn record(lab: &Lab, id: &str) -> Value {
 fn shapes(acks: &[Ack]) -> Vec<&'static str> {
     acks.iter()
         .map(|ack| match (ack.frees_slot(), ack.status().is_some()) {
-            (false, _) => "result",
+            (false, true) => "result",
+            (false, false) => "result, shrunk",
             (true, true) => "combined",
             (true, false) if ack.value.get("response").is_some() => "combined, shrunk",
             (true, false) => "completion",
@@ -110,18 +112,41 @@ async fn acknowledgements_are_those_of_the_table() {
         assert_eq!(event["body"]["activationId"], activation.id());
         record(&lab, activation.id()).await;
     }
-    // Too large for the bus: by reference.
-    lab.store
-        .put_action(&Action::new(
-            "guest/big",
-            "python:3.11",
-            "def main(args):\n    return {'big': 'x' * 1048400}\n",
-        ))
-        .await;
-    let big = Activation::of("guest/big").blocking();
-    let acks = lab.controller.invoke(&big).await;
-    eprintln!("a result of nearly 1 MB: {:?}", shapes(&acks));
-    record(&lab, big.id()).await;
+    assert!(invoker.stop().await.success());
+    lab.controller.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_acknowledgement_that_the_broker_finds_too_large_goes_by_reference() {
+    // The program itself would send fifty times as much.
+    let lab = Lab::limited(Services::get(), "toolarge", &["0"], 20_000).await;
+    let invoker = lab.invoker().isolation("none").start(&lab).await;
+    let code = "def main(args):\n    return {'text': 'x' * args['length']}\n";
+    lab.store.put_action(&Action::new("guest/logged", "python:3.11", code)).await;
+    lab.store.put_action(&Action::new("guest/quiet", "python:3.11", code).limit("logs", 0)).await;
+    for (action, blocking, length, expected) in [
+        ("guest/logged", true, 40_000, &["result, shrunk", "completion"][..]),
+        ("guest/quiet", true, 40_000, &["combined, shrunk"]),
+        ("guest/logged", false, 40_000, &["completion"]),
+        // The broker's refusal leaves nothing behind in the producer.
+        ("guest/logged", true, 10_000, &["result", "completion"]),
+        ("guest/quiet", true, 10_000, &["combined"]),
+        ("guest/quiet", true, 900_000, &["combined, shrunk"]),
+        ("guest/quiet", true, 10_000, &["combined"]),
+    ] {
+        let activation =
+            Activation::of(action).with("blocking", blocking.into()).content(json!({"length": length}));
+        let acks = lab.controller.invoke(&activation).await;
+        assert_eq!(shapes(&acks), expected, "{action} {blocking} {length}\n{}", invoker.tail());
+        for ack in &acks {
+            assert_eq!(ack.id(), activation.id());
+            assert_ne!(ack.value["isSystemError"], true);
+        }
+        // What the controller reads in place of it is whole.
+        let record = record(&lab, activation.id()).await;
+        assert_eq!(record["response"]["result"]["text"].as_str().map(str::len), Some(length));
+    }
+    assert!(invoker.metric("rewind_acks_failed_total", "").await < 0.5, "{}", invoker.tail());
     assert!(invoker.stop().await.success());
     lab.controller.finish().await;
 }
