@@ -281,7 +281,7 @@ fn engine(report: &mut Report, isolation: Isolation, engine: Engine) {
     };
     let finding = report.add(AREA, "isolation", status, found);
     if status == Status::Missing {
-        finding.remedy("use Linux 6.7 or later, or say REWIND_ISOLATION=single-use");
+        finding.remedy("give it what is MISSING above, or say REWIND_ISOLATION=single-use");
     }
 }
 

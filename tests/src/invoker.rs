@@ -17,6 +17,8 @@ pub struct Builder {
     arguments: Vec<String>,
     environment: BTreeMap<String, String>,
     directory: PathBuf,
+    /// What starts the program: nothing, or a command and its arguments.
+    wrapper: Vec<String>,
     instance: u32,
     port: u16,
 }
@@ -63,6 +65,7 @@ impl Builder {
             arguments: arguments.map(str::to_owned).to_vec(),
             environment: environment.map(|(name, value)| (name.to_owned(), value)).into(),
             directory,
+            wrapper: Vec::new(),
             instance: 0,
             port,
         }
@@ -104,6 +107,12 @@ impl Builder {
     /// All its environment variables, for who starts it in another way.
     pub fn environment(&self) -> &BTreeMap<String, String> {
         &self.environment
+    }
+
+    /// Started by this command, which gets the program and its arguments behind its own and becomes it.
+    pub fn through(mut self, wrapper: &[&str]) -> Self {
+        self.wrapper = wrapper.iter().map(|word| (*word).to_owned()).collect();
+        self
     }
 
     /// Without an environment variable.
@@ -150,8 +159,11 @@ impl Builder {
             .append(true)
             .open(&path)
             .expect("the log can be written");
-        let mut command = Command::new(binary());
+        let mut words: Vec<std::ffi::OsString> = self.wrapper.iter().map(Into::into).collect();
+        words.push(binary().into());
+        let mut command = Command::new(&words[0]);
         command
+            .args(&words[1..])
             .arg("invoker")
             .args(&self.arguments)
             .env_clear()
@@ -165,7 +177,7 @@ impl Builder {
         if let Some(filter) = std::env::var_os("REWIND_LOG") {
             command.env("REWIND_LOG", filter);
         }
-        let child = command.spawn().unwrap_or_else(|e| panic!("{}: {e}", binary().display()));
+        let child = command.spawn().unwrap_or_else(|e| panic!("{}: {e}", words[0].display()));
         Invoker { child, log: path, port: self.port, first_ping: None }
     }
 }
