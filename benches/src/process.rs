@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fs;
 
+use serde_json::{Value, json};
+
 /// The kernel reports processor time in these: 100 a second on every architecture we run on.
 pub const TICK_MS: u64 = 10;
 
@@ -40,9 +42,60 @@ pub fn used_between(before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64
 /// Fields of `/proc/<pid>/status`, such as `Threads`, as numbers (sizes in kB).
 #[must_use]
 pub fn status(pid: u32, field: &str) -> Option<u64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    self::field(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?, field)
+}
+
+fn field(text: &str, field: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
     line.split_whitespace().next()?.parse().ok()
+}
+
+/// What a process has used so far.
+#[derive(Clone, Debug, Default)]
+pub struct Usage {
+    /// Processor time of all threads, in nanoseconds.
+    pub cpu_ns: u64,
+    /// How often a thread went to sleep, and so had to be woken.
+    pub sleeps: u64,
+    /// How often a thread was taken off its processor for another one.
+    pub preempted: u64,
+    /// Processor time by thread name, in nanoseconds; threads of one name together.
+    pub threads_ns: BTreeMap<String, u64>,
+}
+
+impl Usage {
+    /// Of a process now; threads that have ended are not in it.
+    #[must_use]
+    pub fn of(pid: u32) -> Self {
+        let mut usage = Self::default();
+        for thread in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+            let read = |name: &str| fs::read_to_string(thread.path().join(name)).unwrap_or_default();
+            let (name, schedstat, status) = (read("comm"), read("schedstat"), read("status"));
+            let cpu_ns = schedstat.split(' ').next().and_then(|field| field.parse().ok()).unwrap_or(0);
+            usage.cpu_ns += cpu_ns;
+            usage.sleeps += field(&status, "voluntary_ctxt_switches").unwrap_or(0);
+            usage.preempted += field(&status, "nonvoluntary_ctxt_switches").unwrap_or(0);
+            *usage.threads_ns.entry(name.trim().to_owned()).or_default() += cpu_ns;
+        }
+        usage
+    }
+
+    /// What was used between `before` and now, per one of `count`: microseconds and switches.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "counts of a bench are far below 2^52")]
+    pub fn per(&self, before: &Self, count: usize) -> Value {
+        let per = |now: u64, before: u64| now.saturating_sub(before) as f64 / count.max(1) as f64;
+        let threads = self.threads_ns.iter().map(|(name, ns)| {
+            let us = per(*ns, before.threads_ns.get(name).copied().unwrap_or(0)) / 1e3;
+            (name.clone(), Value::from(us))
+        });
+        json!({
+            "cpu_us": per(self.cpu_ns, before.cpu_ns) / 1e3,
+            "sleeps": per(self.sleeps, before.sleeps),
+            "preempted": per(self.preempted, before.preempted),
+            "threads_us": Value::from_iter(threads),
+        })
+    }
 }
 
 /// Program name, and user plus system time in ticks (proc(5): fields 2, 14 and 15).

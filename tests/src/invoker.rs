@@ -21,6 +21,8 @@ pub struct Builder {
     wrapper: Vec<String>,
     instance: u32,
     port: u16,
+    /// The program, if it is not the one of this build.
+    program: Option<PathBuf>,
 }
 
 impl Builder {
@@ -68,7 +70,14 @@ impl Builder {
             wrapper: Vec::new(),
             instance: 0,
             port,
+            program: None,
         }
+    }
+
+    /// Another build of the program, to compare with.
+    pub fn program(mut self, program: &Path) -> Self {
+        self.program = Some(program.to_owned());
+        self
     }
 
     /// `--isolation`: `rewind`, `single-use` or `none`.
@@ -160,7 +169,7 @@ impl Builder {
             .open(&path)
             .expect("the log can be written");
         let mut words: Vec<std::ffi::OsString> = self.wrapper.iter().map(Into::into).collect();
-        words.push(binary().into());
+        words.push(self.program.clone().unwrap_or_else(binary).into());
         let mut command = Command::new(&words[0]);
         command
             .args(&words[1..])

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use rewind_benches::load::{Load, Measured, Until};
-use rewind_benches::process::{cpu_ms, cpu_ms_by_program, status, used_between};
+use rewind_benches::process::{Usage, cpu_ms, cpu_ms_by_program, status, used_between};
 use rewind_benches::runs::{Run, median};
 use rewind_benches::store::{NullStore, REVISION};
 use rewind_tests::Lab;
@@ -40,6 +40,9 @@ struct Arguments {
     /// Where raw data goes.
     #[arg(long)]
     out: Option<PathBuf>,
+    /// Builds to compare, as NAME=PATH of the program; without one, that of this tree.
+    #[arg(long)]
+    build: Vec<String>,
     /// One more environment variable for the invoker, as NAME=VALUE.
     #[arg(long)]
     env: Vec<String>,
@@ -55,25 +58,52 @@ async fn main() {
     let action = Action::new(ACTION, "native:1", "\n").limit("logs", arguments.logs_mb);
     let store = NullStore::start(&action).await;
     let mut all = Vec::new();
+    let subjects = subjects(&arguments);
     for round in 0..arguments.rounds {
-        for isolation in &arguments.isolations {
-            eprintln!("round {} of {}: {isolation}", round + 1, arguments.rounds);
-            let bench = Bench { arguments: &arguments, store: &store, run: &run, isolation, round };
+        for subject in &subjects {
+            eprintln!("round {} of {}: {}", round + 1, arguments.rounds, subject.name);
+            let bench = Bench { arguments: &arguments, store: &store, run: &run, subject, round };
             let measurement = bench.measure().await;
             run.keep(&measurement).expect("a measurement can be kept");
             all.push(measurement);
         }
     }
-    let table = table(&arguments.isolations, &all);
+    let names: Vec<_> = subjects.into_iter().map(|subject| subject.name).collect();
+    let table = table(&names, &all);
     std::fs::write(run.folder().join("table.md"), &table).expect("the table can be kept");
     println!("{table}\nraw data: {}", run.folder().display());
+}
+
+/// What is compared: an isolation of a build.
+struct Subject {
+    name: String,
+    isolation: String,
+    program: Option<PathBuf>,
+}
+
+/// Each isolation, of each build; a name has only what differs.
+fn subjects(arguments: &Arguments) -> Vec<Subject> {
+    let builds = arguments.build.iter().map(|pair| pair.split_once('=').expect("NAME=PATH"));
+    let mut builds: Vec<_> = builds.map(|(name, path)| (Some(name), Some(PathBuf::from(path)))).collect();
+    if builds.is_empty() {
+        builds.push((None, None));
+    }
+    let of_build = |isolation: &String| {
+        let subject = |(build, program): &(Option<&str>, Option<PathBuf>)| Subject {
+            name: build.map_or_else(|| isolation.clone(), |build| format!("{isolation}-{build}")),
+            isolation: isolation.clone(),
+            program: program.clone(),
+        };
+        builds.iter().map(subject).collect::<Vec<_>>()
+    };
+    arguments.isolations.iter().flat_map(of_build).collect()
 }
 
 struct Bench<'a> {
     arguments: &'a Arguments,
     store: &'a NullStore,
     run: &'a Run,
-    isolation: &'a str,
+    subject: &'a Subject,
     round: usize,
 }
 
@@ -82,13 +112,16 @@ impl Bench<'_> {
         let lab = Lab::new("bench").await;
         let mut builder = lab
             .invoker()
-            .isolation(self.isolation)
+            .isolation(&self.subject.isolation)
             .store_at(self.store.address)
             .env("CONFIG_whisk_userEvents_enabled", "false")
             .env("METRICS_LOG", "false");
         for pair in &self.arguments.env {
             let (name, value) = pair.split_once('=').expect("NAME=VALUE");
             builder = builder.env(name, value);
+        }
+        if let Some(program) = &self.subject.program {
+            builder = builder.program(program);
         }
         let mut invoker = builder.start(&lab).await;
         let pid = invoker.pid();
@@ -112,18 +145,18 @@ impl Bench<'_> {
         });
 
         let records_before = self.store.records();
-        let (cpu_before, programs_before) = (cpu_ms(pid), cpu_ms_by_program());
+        let (used_before, programs_before) = (Usage::of(pid), cpu_ms_by_program());
         let span = Duration::from_secs(self.arguments.seconds);
         let full = blocking(&mut load, |load| load.run(window, Until::Elapsed(span)));
-        let cpu = since(pid, cpu_before);
+        let used = Usage::of(pid).per(&used_before, full.latencies_us.len());
         let programs = used_between(&programs_before, &cpu_ms_by_program());
         self.keep("full", &full);
         let loaded_rss_kb = status(pid, "VmRSS");
 
-        let (cpu_before, singles) =
-            (cpu_ms(pid), if self.single_use() { 20 } else { self.arguments.singles });
+        let singles = if self.single_use() { 20 } else { self.arguments.singles };
+        let used_before = Usage::of(pid);
         let single = blocking(&mut load, |load| load.run(1, Until::Answers(singles)));
-        let single_cpu = since(pid, cpu_before);
+        let single_used = Usage::of(pid).per(&used_before, single.latencies_us.len());
         self.keep("single", &single);
 
         let rewind = rewind_means(&invoker.metrics().await);
@@ -137,7 +170,8 @@ impl Bench<'_> {
         let violations = lab.controller.violations();
         restarted.stop().await;
         json!({
-            "isolation": self.isolation,
+            "name": self.subject.name,
+            "isolation": self.subject.isolation,
             "round": self.round,
             "first_ping_ms": first_ping_ms,
             "cold_start_us": cold.percentile_us(1.0),
@@ -148,7 +182,7 @@ impl Bench<'_> {
                 "per_second": full.per_second(),
                 "p50_us": full.percentile_us(0.5),
                 "p99_us": full.percentile_us(0.99),
-                "cpu_ms_per_activation": cpu / count(&full),
+                "used_per_activation": used,
                 "cpu_ms_by_program": Value::from_iter(programs.into_iter().map(|(name, ms)| (name, Value::from(ms)))),
                 "records": self.store.records() - records_before,
                 "rss_kb": loaded_rss_kb,
@@ -157,7 +191,7 @@ impl Bench<'_> {
                 "per_second": single.per_second(),
                 "p50_us": single.percentile_us(0.5),
                 "p99_us": single.percentile_us(0.99),
-                "cpu_ms_per_activation": single_cpu / count(&single),
+                "used_per_activation": single_used,
             },
             "rewind": rewind,
             "after_kill": {
@@ -170,11 +204,11 @@ impl Bench<'_> {
     }
 
     fn single_use(&self) -> bool {
-        self.isolation == "single-use"
+        self.subject.isolation == "single-use"
     }
 
     fn keep(&self, what: &str, measured: &Measured) {
-        let name = format!("{}-{}-{what}", self.isolation, self.round);
+        let name = format!("{}-{}-{what}", self.subject.name, self.round);
         self.run.keep_latencies(&name, &measured.latencies_us).expect("latencies can be kept");
     }
 }
@@ -192,11 +226,6 @@ fn ms(span: Duration) -> f64 {
 #[expect(clippy::cast_precision_loss, reason = "milliseconds of a bench are far below 2^52")]
 fn since(pid: u32, before: Option<u64>) -> f64 {
     cpu_ms(pid).zip(before).map_or(f64::NAN, |(now, before)| (now - before) as f64)
-}
-
-#[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
-fn count(measured: &Measured) -> f64 {
-    measured.latencies_us.len().max(1) as f64
 }
 
 /// Means per rewind out of the invoker's metrics: microseconds in all and by phase, pages, files.
@@ -231,17 +260,21 @@ fn sum(metrics: &str, name: &str) -> f64 {
     metrics.lines().filter_map(value).sum()
 }
 
-/// Medians over the rounds, a column per isolation.
-fn table(isolations: &[String], all: &[Value]) -> String {
-    let rows: [(&str, &str, f64); 18] = [
+/// Medians over the rounds, a column per subject.
+fn table(subjects: &[String], all: &[Value]) -> String {
+    let rows: [(&str, &str, f64); 22] = [
         ("throughput, 4 containers (1/s)", "/full/per_second", 1.0),
         ("latency at full load p50 (ms)", "/full/p50_us", 1e-3),
         ("latency at full load p99 (ms)", "/full/p99_us", 1e-3),
-        ("invoker CPU per activation at full load (ms)", "/full/cpu_ms_per_activation", 1.0),
+        ("invoker CPU per activation at full load (ms)", "/full/used_per_activation/cpu_us", 1e-3),
+        ("its threads' sleeps per activation", "/full/used_per_activation/sleeps", 1.0),
+        ("its threads' pre-emptions per activation", "/full/used_per_activation/preempted", 1.0),
         ("one at a time (1/s)", "/single/per_second", 1.0),
         ("one at a time p50 (ms)", "/single/p50_us", 1e-3),
         ("one at a time p99 (ms)", "/single/p99_us", 1e-3),
-        ("invoker CPU per activation, one at a time (ms)", "/single/cpu_ms_per_activation", 1.0),
+        ("invoker CPU per activation, one at a time (ms)", "/single/used_per_activation/cpu_us", 1e-3),
+        ("its threads' sleeps per activation, one at a time", "/single/used_per_activation/sleeps", 1.0),
+        ("activations answered at full load", "/full/answers", 1.0),
         ("cold start (ms)", "/cold_start_us", 1e-3),
         ("resident memory idle (MB)", "/idle/rss_kb", 1.0 / 1024.0),
         ("resident memory loaded (MB)", "/full/rss_kb", 1.0 / 1024.0),
@@ -254,12 +287,12 @@ fn table(isolations: &[String], all: &[Value]) -> String {
         ("pages copied back per rewind", "/rewind/pages_copied", 1.0),
     ];
     let mut lines = vec![
-        format!("| median | {} |", isolations.join(" | ")),
-        format!("|---|{}", "---|".repeat(isolations.len())),
+        format!("| median | {} |", subjects.join(" | ")),
+        format!("|---|{}", "---|".repeat(subjects.len())),
     ];
     let mut row = |title: &str, pointer: &str, unit: f64| {
-        let cells = isolations.iter().map(|isolation| {
-            let mine = all.iter().filter(|one| one["isolation"] == **isolation);
+        let cells = subjects.iter().map(|subject| {
+            let mine = all.iter().filter(|one| one["name"] == **subject);
             let values: Vec<f64> = mine.filter_map(|one| one.pointer(pointer)?.as_f64()).collect();
             if values.is_empty() { "-".to_owned() } else { format!("{:.3}", median(values) * unit) }
         });

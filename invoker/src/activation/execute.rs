@@ -191,12 +191,15 @@ impl Executor {
     ///
     /// `found_at_rest`: the container was idle or suspended when the job came to it.
     /// `init`: when `/init` ran, if it ran for this activation.
+    /// `answered` is called when the response exists and the container is to be kept: what follows takes
+    /// no longer than the output needs to arrive.
     pub async fn run(
         &self,
         activation: &Activation,
         lease: Lease,
         found_at_rest: bool,
         init: Option<InitTimes>,
+        answered: impl FnOnce(),
     ) -> JobEnd {
         let Activation { message, action, arguments, key } = activation;
         let limits = CallLimits {
@@ -234,6 +237,9 @@ impl Executor {
         span.ended(!response.is_container_failure());
         let times = Times { init, run: Some((start, start + elapsed_ms)) };
         let failed = response.is_container_failure();
+        if !failed {
+            answered();
+        }
         let logs_failed = self.answer(activation, response, times, late, end.answered).await;
         if failed || logs_failed { JobEnd::Failed } else { JobEnd::Kept }
     }

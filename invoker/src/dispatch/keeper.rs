@@ -381,8 +381,10 @@ impl Keeper {
         init: Option<InitTimes>,
     ) {
         let shared = Arc::clone(&self.shared);
+        let container = self.id;
         let request = async move {
-            let run = shared.executor.run(&activation, lease, found_at_rest, init);
+            let answered = || shared.reports.event(Event::Answered { container, job });
+            let run = shared.executor.run(&activation, lease, found_at_rest, init, answered);
             let end = match AssertUnwindSafe(run).catch_unwind().await {
                 Ok(end) => end,
                 Err(_) => {

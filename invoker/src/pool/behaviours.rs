@@ -369,6 +369,154 @@ fn a_single_use_container_serves_one_request_whatever_the_concurrency() {
     );
 }
 
+// Waiting for the end of a request that was answered
+
+#[test]
+fn a_request_that_was_answered_is_waited_for_rather_than_evict() {
+    for isolation in [Isolation::Rewind, Isolation::None] {
+        let mut scene = Scene::new(PoolConfig { isolation, ..config(2) });
+        let other = scene.idle("b");
+        let (container, job) = {
+            let job = scene.job("a");
+            scene.in_use(job)
+        };
+        assert_eq!(scene.send(Event::Answered { container, job }), []);
+        let next = scene.job("a");
+        let (next, commands) = scene.arrive(next);
+        assert_eq!(commands, [], "the other container stays");
+        // Whoever comes behind is not blocked.
+        let of_other = scene.job("b");
+        let (of_other, commands) = scene.arrive(of_other);
+        assert_eq!(commands, [run(other, of_other, Found::Pristine)]);
+        let commands = scene.done(container, job, JobEnd::Kept);
+        if isolation == Isolation::Rewind {
+            assert_eq!(commands, [Command::Rewind { container }, permit(1)]);
+            assert_eq!(scene.send(Event::Pristine { container }), [run(container, next, Found::Pristine)]);
+        } else {
+            assert_eq!(commands, [run(container, next, Found::Pristine), permit(1)]);
+        }
+    }
+}
+
+#[test]
+fn a_request_that_is_not_answered_is_not_waited_for() {
+    let mut scene = Scene::with_room_for(2);
+    let other = scene.idle("b");
+    let job = scene.job("a");
+    scene.in_use(job);
+    let job = scene.job("a");
+    let (_, commands) = scene.arrive(job);
+    assert_eq!(commands[0], Command::Destroy { container: other }, "as upstream");
+}
+
+#[test]
+fn each_answered_request_is_waited_for_by_one_job() {
+    let mut scene = Scene::with_room_for(2);
+    let (container, job) = {
+        let job = scene.job("a");
+        scene.in_use(job)
+    };
+    scene.send(Event::Answered { container, job });
+    let job = scene.job("a");
+    assert_eq!(scene.arrive(job).1, []);
+    let job = scene.job("a");
+    assert_ne!(created(&scene.arrive(job).1), container);
+}
+
+#[test]
+fn a_job_takes_the_place_of_the_answered_request_among_others() {
+    let mut scene = Scene::with_room_for(1);
+    let job = scene.parallel_job("a", 2);
+    let (container, first) = scene.in_use(job);
+    let job = scene.parallel_job("a", 2);
+    let (second, _) = scene.arrive(job);
+    scene.send(Event::Answered { container, job: first });
+    let job = scene.parallel_job("a", 2);
+    let (third, commands) = scene.arrive(job);
+    assert_eq!(commands, []);
+    assert_eq!(
+        scene.done(container, second, JobEnd::Kept),
+        [run(container, third, Found::InUse), permit(1)],
+        "any end makes room"
+    );
+    assert_eq!(scene.done(container, first, JobEnd::Kept), [permit(1)]);
+    assert_eq!(scene.done(container, third, JobEnd::Kept), [Command::Rewind { container }, permit(1)]);
+}
+
+#[test]
+fn a_container_that_fails_after_the_answer_gives_back_who_waits_for_it() {
+    let mut scene = Scene::with_room_for(1);
+    let (container, job) = {
+        let job = scene.job("a");
+        scene.in_use(job)
+    };
+    scene.send(Event::Answered { container, job });
+    let next = scene.job("a");
+    let (next, _) = scene.arrive(next);
+    let new = Command::CreateFor { container: ContainerId(2), job: next, start: Start::Cold };
+    assert_eq!(
+        scene.done(container, job, JobEnd::Failed),
+        [Command::Destroy { container }, new, permit(1)],
+        "its logs could not be collected, say"
+    );
+}
+
+#[test]
+fn an_end_that_does_not_come_is_not_waited_for_for_long() {
+    let mut scene = Scene::with_room_for(2);
+    let other = scene.idle("b");
+    let (container, job) = {
+        let job = scene.job("a");
+        scene.in_use(job)
+    };
+    scene.send(Event::Answered { container, job });
+    let next = scene.job("a");
+    let (next, _) = scene.arrive(next);
+    assert_eq!(scene.send(Event::Tick), [], "it may still end soon");
+    let new = Command::CreateFor { container: ContainerId(3), job: next, start: Start::Recreated };
+    assert_eq!(scene.ticks_after(1_000), [Command::Destroy { container: other }, new]);
+    // And nobody begins to wait for what has been ending for long.
+    scene.send(Event::Removed { container: other });
+    let job = scene.job("a");
+    let (late, commands) = scene.arrive(job);
+    assert_eq!((commands, scene.pool.buffered()), (vec![], vec![late]));
+}
+
+#[test]
+fn a_single_use_container_is_not_waited_for() {
+    let mut scene = Scene::new(PoolConfig { isolation: Isolation::SingleUse, ..config(2) });
+    let (container, job) = {
+        let job = scene.job("a");
+        scene.in_use(job)
+    };
+    scene.send(Event::Answered { container, job });
+    let job = scene.job("a");
+    assert_ne!(created(&scene.arrive(job).1), container);
+}
+
+#[test]
+fn a_job_that_waits_for_an_end_is_finished_when_draining_and_aborted_when_giving_up() {
+    for give_up in [false, true] {
+        let mut scene = Scene::with_room_for(1);
+        let (container, job) = {
+            let job = scene.job("a");
+            scene.in_use(job)
+        };
+        scene.send(Event::Answered { container, job });
+        let next = scene.job("a");
+        let (next, _) = scene.arrive(next);
+        scene.send(Event::Drain);
+        if give_up {
+            let abort = Command::Abort { job: next, cause: AbortCause::Draining };
+            assert_eq!(scene.send(Event::GiveUp), [abort]);
+            assert_eq!(scene.done(container, job, JobEnd::Kept), [Command::Destroy { container }]);
+        } else {
+            assert_eq!(scene.done(container, job, JobEnd::Kept), [Command::Rewind { container }]);
+            assert_eq!(scene.send(Event::Pristine { container }), [run(container, next, Found::Pristine)]);
+        }
+    }
+}
+
 // Concurrency
 
 #[test]

@@ -103,6 +103,14 @@ pub enum Event<A> {
         /// The container.
         container: ContainerId,
     },
+    /// A job was answered in a container, which will be free of it as soon as its output is collected. A
+    /// hint: the pool makes do without.
+    Answered {
+        /// The container it was given to.
+        container: ContainerId,
+        /// The job.
+        job: JobId,
+    },
     /// A job came to its end in a container.
     JobDone {
         /// The container it was given to.

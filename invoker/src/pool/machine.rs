@@ -113,7 +113,9 @@ enum State {
         waiting: Vec<JobId>,
     },
     InUse {
-        running: Vec<JobId>,
+        running: Vec<Running>,
+        /// Given to it because requests in it are about to end; no more of them than such requests.
+        waiting: Vec<JobId>,
     },
     Rewinding {
         waiting: Vec<JobId>,
@@ -130,6 +132,29 @@ enum State {
     },
     Removing,
 }
+
+/// A request in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Running {
+    job: JobId,
+    /// When it was answered: what is left is the collection of its output.
+    answered: Option<Millis>,
+}
+
+impl Running {
+    const fn new(job: JobId) -> Self {
+        Self { job, answered: None }
+    }
+
+    /// Whether it will end any moment: it was answered, and not long ago.
+    fn is_ending(&self, now: Millis) -> bool {
+        self.answered.is_some_and(|at| now.since(at) <= ENDING_MS)
+    }
+}
+
+/// How long after its answer a request counts as about to end. Output is collected within a few milliseconds,
+/// unless the runtime does not mark its end, or the machine is slow.
+const ENDING_MS: u64 = 100;
 
 /// What has happened since the pool was made.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -236,6 +261,7 @@ impl<A: Clone + Eq + Hash> Pool<A> {
             Event::StemReady { container } => self.stem_ready(container),
             Event::StemFailed { container } => self.stem_failed(container),
             Event::Initialised { container } => self.initialised(container, commands),
+            Event::Answered { container, job } => self.answered(container, job),
             Event::JobDone { container, job, end } => self.job_done(container, job, end, commands),
             Event::Pristine { container } => self.pristine(container, commands),
             Event::Quarantined { container } => self.quarantined(container, commands),
@@ -468,14 +494,22 @@ impl<A: Clone + Eq + Hash> Pool<A> {
             let container = self.containers.get(id)?;
             let (rank, taken) = match &container.state {
                 State::Idle { .. } => (0, 0),
-                State::InUse { running } => (1, running.len()),
+                State::InUse { running, .. } if running.len() < container.capacity => (1, running.len()),
                 State::Rewinding { waiting } if !job.displaced => (2, waiting.len()),
-                State::Suspended { .. } => (3, 0),
-                State::Suspending { waiting } if !job.displaced => (4, waiting.len()),
-                State::Initialising { joined_as, waiting, .. } => {
-                    (if *joined_as == Start::Warming { 5 } else { 6 }, waiting.len() + 1)
+                // Full, but not for long. A container for single use will take nobody.
+                State::InUse { running, waiting }
+                    if !job.displaced && self.config.isolation != Isolation::SingleUse =>
+                {
+                    let ending = running.iter().filter(|one| one.is_ending(self.now)).count();
+                    (3, container.capacity - ending.min(container.capacity) + waiting.len())
                 }
-                State::Rewinding { .. }
+                State::Suspended { .. } => (4, 0),
+                State::Suspending { waiting } if !job.displaced => (5, waiting.len()),
+                State::Initialising { joined_as, waiting, .. } => {
+                    (if *joined_as == Start::Warming { 6 } else { 7 }, waiting.len() + 1)
+                }
+                State::InUse { .. }
+                | State::Rewinding { .. }
                 | State::Suspending { .. }
                 | State::CreatingStem { .. }
                 | State::Stem { .. }
@@ -498,11 +532,11 @@ impl<A: Clone + Eq + Hash> Pool<A> {
         let found = match &mut container.state {
             State::Idle { .. } => Some(Found::Pristine),
             State::Suspended { .. } => Some(Found::Suspended),
-            State::InUse { running } => {
-                running.push(job);
+            State::InUse { running, .. } if running.len() < container.capacity => {
+                running.push(Running::new(job));
                 Some(Found::InUse)
             }
-            State::Rewinding { waiting } | State::Suspending { waiting } => {
+            State::InUse { waiting, .. } | State::Rewinding { waiting } | State::Suspending { waiting } => {
                 waiting.push(job);
                 None
             }
@@ -514,7 +548,7 @@ impl<A: Clone + Eq + Hash> Pool<A> {
             State::CreatingStem { .. } | State::Stem { .. } | State::Removing => return,
         };
         if matches!(found, Some(Found::Pristine | Found::Suspended)) {
-            container.state = State::InUse { running: vec![job] };
+            container.state = State::InUse { running: vec![Running::new(job)], waiting: Vec::new() };
         }
         if let Some(key) = was_idle {
             self.idle.remove(&key);
@@ -609,7 +643,7 @@ impl<A: Clone + Eq + Hash> Pool<A> {
         let Some(container) = self.containers.get_mut(&id) else { return false };
         let State::Initialising { leader, waiting, .. } = &mut container.state else { return false };
         let waiting = mem::take(waiting);
-        container.state = State::InUse { running: vec![*leader] };
+        container.state = State::InUse { running: vec![Running::new(*leader)], waiting: Vec::new() };
         if container.doomed {
             self.displace(waiting, commands);
         } else {
@@ -622,16 +656,27 @@ impl<A: Clone + Eq + Hash> Pool<A> {
     fn run_all(&mut self, id: ContainerId, jobs: Vec<JobId>, mut found: Found, commands: &mut Vec<Command>) {
         let Some(container) = self.containers.get_mut(&id) else { return };
         if !matches!(container.state, State::InUse { .. }) {
-            container.state = State::InUse { running: Vec::new() };
+            container.state = State::InUse { running: Vec::new(), waiting: Vec::new() };
         }
-        let State::InUse { running } = &mut container.state else { return };
+        let State::InUse { running, .. } = &mut container.state else { return };
         for job in jobs {
-            running.push(job);
+            running.push(Running::new(job));
             let start = self.jobs.get(&job).map_or(Start::Warmed, |waiting| waiting.start);
             self.counters.starts[start as usize] += 1;
             commands.push(Command::Run { container: id, job, start, found });
             found = Found::InUse;
         }
+    }
+
+    /// A request was answered: another job may wait for its end.
+    fn answered(&mut self, id: ContainerId, job: JobId) -> bool {
+        let now = self.now;
+        let Some(State::InUse { running, .. }) = self.containers.get_mut(&id).map(|one| &mut one.state) else {
+            return false;
+        };
+        let Some(request) = running.iter_mut().find(|one| one.job == job) else { return false };
+        request.answered.get_or_insert(now);
+        true
     }
 
     fn job_done(&mut self, id: ContainerId, job: JobId, end: JobEnd, commands: &mut Vec<Command>) -> bool {
@@ -642,7 +687,8 @@ impl<A: Clone + Eq + Hash> Pool<A> {
                 match end {
                     JobEnd::Kept => {
                         // The dispatcher left out `Initialised`; an answer to a run proves as much.
-                        container.state = State::InUse { running: vec![job] };
+                        container.state =
+                            State::InUse { running: vec![Running::new(job)], waiting: Vec::new() };
                         self.displace(waiting, commands);
                         return self.job_done(id, job, end, commands);
                     }
@@ -660,10 +706,11 @@ impl<A: Clone + Eq + Hash> Pool<A> {
                 self.destroy(id, commands);
                 true
             }
-            State::InUse { running } => {
-                let Some(index) = running.iter().position(|one| *one == job) else { return false };
+            State::InUse { running, waiting } => {
+                let Some(index) = running.iter().position(|one| one.job == job) else { return false };
                 running.swap_remove(index);
                 let last = running.is_empty();
+                let waiting = mem::take(waiting);
                 match end {
                     JobEnd::Kept => self.forget(job),
                     JobEnd::Failed | JobEnd::BeforeInit => {
@@ -675,8 +722,15 @@ impl<A: Clone + Eq + Hash> Pool<A> {
                         self.give_back(job, commands);
                     }
                 }
-                if last {
-                    self.after_use(id, commands);
+                if end != JobEnd::Kept {
+                    self.displace(waiting, commands);
+                    if last {
+                        self.after_use(id, Vec::new(), commands);
+                    }
+                } else if last {
+                    self.after_use(id, waiting, commands);
+                } else {
+                    self.fill(id, waiting, commands);
                 }
                 true
             }
@@ -684,21 +738,35 @@ impl<A: Clone + Eq + Hash> Pool<A> {
         }
     }
 
-    /// The last request in flight has ended.
-    fn after_use(&mut self, id: ContainerId, commands: &mut Vec<Command>) {
+    /// One of several requests in flight has ended, and these jobs waited for that: the first takes its place.
+    fn fill(&mut self, id: ContainerId, mut jobs: Vec<JobId>, commands: &mut Vec<Command>) {
         let Some(container) = self.containers.get_mut(&id) else { return };
-        let needed = self.phase == Phase::Open || !self.buffer.is_empty();
+        let State::InUse { running, waiting } = &mut container.state else { return };
+        let room = container.capacity.saturating_sub(running.len()).min(jobs.len());
+        *waiting = jobs.split_off(room);
+        self.run_all(id, jobs, Found::InUse, commands);
+    }
+
+    /// The last request in flight has ended; `waiting` are jobs that waited for that.
+    fn after_use(&mut self, id: ContainerId, waiting: Vec<JobId>, commands: &mut Vec<Command>) {
+        let Some(container) = self.containers.get_mut(&id) else { return };
+        let needed = self.phase == Phase::Open || !self.buffer.is_empty() || !waiting.is_empty();
         if container.doomed || !needed {
             self.destroy(id, commands);
+            self.displace(waiting, commands);
             return;
         }
         match self.config.isolation {
             Isolation::Rewind => {
-                container.state = State::Rewinding { waiting: Vec::new() };
+                container.state = State::Rewinding { waiting };
                 commands.push(Command::Rewind { container: id });
             }
-            Isolation::SingleUse => self.destroy(id, commands),
-            Isolation::None => self.rest(id),
+            Isolation::SingleUse => {
+                self.destroy(id, commands);
+                self.displace(waiting, commands);
+            }
+            Isolation::None if waiting.is_empty() => self.rest(id),
+            Isolation::None => self.run_all(id, waiting, Found::Pristine, commands),
         }
     }
 
@@ -749,7 +817,11 @@ impl<A: Clone + Eq + Hash> Pool<A> {
                 self.doom(id, accounting);
                 self.displace(displaced, commands);
             }
-            State::InUse { .. } => self.doom(id, accounting),
+            State::InUse { waiting, .. } => {
+                let displaced = mem::take(waiting);
+                self.doom(id, accounting);
+                self.displace(displaced, commands);
+            }
             State::Rewinding { waiting } | State::Suspending { waiting } => {
                 let displaced = mem::take(waiting);
                 self.destroy(id, commands);
@@ -852,12 +924,26 @@ impl<A: Clone + Eq + Hash> Pool<A> {
                 _ => {}
             }
         }
+        self.end_long_waits(commands);
         if self.phase == Phase::Open {
             for id in self.stems.check(self.now) {
                 self.destroy(id, commands);
             }
         }
         true
+    }
+
+    /// Jobs that wait for requests which were about to end, and have not, go back: the wait is bounded by
+    /// [`ENDING_MS`] and the time between two ticks.
+    fn end_long_waits(&mut self, commands: &mut Vec<Command>) {
+        let mut displaced = Vec::new();
+        for container in self.containers.values_mut() {
+            if let State::InUse { running, waiting } = &mut container.state {
+                let ending = running.iter().filter(|one| one.is_ending(self.now)).count();
+                displaced.extend(waiting.drain(ending.min(waiting.len())..));
+            }
+        }
+        self.displace(displaced, commands);
     }
 
     // Stem cells
@@ -932,6 +1018,7 @@ impl<A: Clone + Eq + Hash> Pool<A> {
         let mut jobs: Vec<_> = mem::take(&mut self.buffer).into_values().collect();
         for container in self.containers.values_mut() {
             if let State::Initialising { waiting, .. }
+            | State::InUse { waiting, .. }
             | State::Rewinding { waiting }
             | State::Suspending { waiting } = &mut container.state
             {
@@ -1028,9 +1115,12 @@ impl<A: Clone + Eq + Hash> Pool<A> {
                     placed.extend(waiting);
                     1 + waiting.len()
                 }
-                State::InUse { running } => {
-                    placed.extend(running);
+                State::InUse { running, waiting } => {
+                    placed.extend(running.iter().map(|one| one.job));
+                    placed.extend(waiting);
                     assert!(!running.is_empty(), "container {id} is in use by nobody");
+                    let answered = running.iter().filter(|one| one.answered.is_some()).count();
+                    assert!(waiting.len() <= answered, "container {id}: more jobs wait than requests end");
                     running.len()
                 }
                 State::Rewinding { waiting } | State::Suspending { waiting } => {

@@ -77,6 +77,8 @@ struct JobModel {
     namespace: usize,
     state: JobState,
     returns: u32,
+    /// The pool was told that it is answered, and not yet that it has ended.
+    told: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -286,7 +288,7 @@ impl<C: Choices> World<C> {
         // The later ones in the list are rarer.
         let action = self.choices.below(ACTIONS.len()).min(self.choices.below(ACTIONS.len()));
         let namespace = self.choices.below(2);
-        self.jobs.insert(id, JobModel { action, namespace, state: JobState::Inside, returns: 0 });
+        self.jobs.insert(id, JobModel { action, namespace, state: JobState::Inside, returns: 0, told: false });
         self.unanswered += 1;
         let action = ACTIONS[action];
         self.send(Event::Job(Job {
@@ -366,6 +368,12 @@ impl<C: Choices> World<C> {
     }
 
     fn job_answered(&mut self, container: ContainerId, job: JobId, bad: bool) {
+        let model = self.jobs.get_mut(&job).unwrap();
+        if !model.told && self.choices.percent(60) {
+            model.told = true;
+            self.owed.push(Owed::Job(container, job));
+            return self.send(Event::Answered { container, job });
+        }
         let end = if bad { [JobEnd::Failed, JobEnd::Returned][self.choices.below(2)] } else { JobEnd::Kept };
         self.end_job(container, job, end);
     }
@@ -377,6 +385,7 @@ impl<C: Choices> World<C> {
         model.failed |= end != JobEnd::Kept;
         let job_model = self.jobs.get_mut(&job).unwrap();
         assert_eq!(job_model.state, JobState::InFlight(container));
+        job_model.told = false;
         if end == JobEnd::Returned {
             job_model.state = JobState::Inside;
             job_model.returns += 1;
@@ -410,14 +419,14 @@ impl<C: Choices> World<C> {
             ContainerId(self.choices.below(usize::try_from(self.newest_container).unwrap() + 10) as u64);
         let doing = self.containers.get(&container).map(|model| &model.doing);
         let job = JobId(self.choices.below(usize::try_from(self.next_job).unwrap() + 10) as u64);
-        let event = match self.choices.below(5) {
+        let in_flight_there = self.jobs.get(&job).map(|job| job.state) == Some(JobState::InFlight(container));
+        let event = match self.choices.below(6) {
             0 if doing != Some(&Doing::Rewinding) => Event::Pristine { container },
             1 if doing != Some(&Doing::Removing) => Event::Removed { container },
             2 if doing != Some(&Doing::Initialising) => Event::Initialised { container },
             3 if doing != Some(&Doing::Suspending) => Event::Suspended { container, ok: true },
-            4 if self.jobs.get(&job).map(|job| job.state) != Some(JobState::InFlight(container)) => {
-                Event::JobDone { container, job, end: JobEnd::Failed }
-            }
+            4 if !in_flight_there => Event::JobDone { container, job, end: JobEnd::Failed },
+            5 if !in_flight_there => Event::Answered { container, job },
             _ => return,
         };
         let before = self.pool.counters().strays;
