@@ -671,7 +671,8 @@ impl<A: Clone + Eq + Hash> Pool<A> {
     /// A request was answered: another job may wait for its end.
     fn answered(&mut self, id: ContainerId, job: JobId) -> bool {
         let now = self.now;
-        let Some(State::InUse { running, .. }) = self.containers.get_mut(&id).map(|one| &mut one.state) else {
+        let Some(State::InUse { running, .. }) = self.containers.get_mut(&id).map(|one| &mut one.state)
+        else {
             return false;
         };
         let Some(request) = running.iter_mut().find(|one| one.job == job) else { return false };

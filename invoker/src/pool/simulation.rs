@@ -288,7 +288,8 @@ impl<C: Choices> World<C> {
         // The later ones in the list are rarer.
         let action = self.choices.below(ACTIONS.len()).min(self.choices.below(ACTIONS.len()));
         let namespace = self.choices.below(2);
-        self.jobs.insert(id, JobModel { action, namespace, state: JobState::Inside, returns: 0, told: false });
+        self.jobs
+            .insert(id, JobModel { action, namespace, state: JobState::Inside, returns: 0, told: false });
         self.unanswered += 1;
         let action = ACTIONS[action];
         self.send(Event::Job(Job {
