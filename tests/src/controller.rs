@@ -191,6 +191,11 @@ impl Controller {
 
     /// Publishes an activation to an invoker.
     pub async fn publish_to(&self, invoker: u32, activation: &Activation) {
+        self.publish_as(invoker, activation, &activation.value.to_string()).await;
+    }
+
+    /// Publishes an activation to an invoker, in this wording of it.
+    pub async fn publish_as(&self, invoker: u32, activation: &Activation, text: &str) {
         let transid = serde_json::to_string(&activation.value["transid"]).expect("JSON can be written");
         let blocking = activation.value["blocking"] == true;
         {
@@ -200,7 +205,7 @@ impl Controller {
                 log.again.insert(activation.id().to_owned());
             }
         }
-        self.publish_text(invoker, &activation.value.to_string()).await;
+        self.publish_text(invoker, text).await;
     }
 
     /// Publishes any bytes to an invoker; acks that answer them are not checked against anything.

@@ -103,6 +103,62 @@ async fn actions_that_cannot_be_had_are_answered() {
     lab.controller.finish().await;
 }
 
+/// An object in which arrays and objects are nested, `levels` of them, itself included.
+fn nested(levels: usize) -> Value {
+    let mut value = json!("deep");
+    for level in 1..levels {
+        value = if level % 2 == 0 { json!({"v": value}) } else { json!([value]) };
+    }
+    json!({"v": value})
+}
+
+/// The deepest JSON that is read (quirks, "Narrower than upstream").
+const DEPTH: usize = 127;
+
+/// Publishes an activation of `action` with these arguments, as text; its status by the user event, which says
+/// nothing of the result: this test's reader goes no deeper than the program, and a record is deeper than what
+/// it holds.
+async fn status_of(lab: &Lab, action: &str, arguments: &str) -> Value {
+    let activation = Activation::of(action).content(json!("ARGUMENTS"));
+    let text = activation.value.to_string().replace("\"ARGUMENTS\"", arguments);
+    lab.controller.publish_as(0, &activation, &text).await;
+    lab.controller.answered(activation.id()).await;
+    lab.controller.event(activation.id()).await["body"]["statusCode"].clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn json_as_deep_as_may_be_passes_and_deeper_is_answered() {
+    let (lab, invoker) = start("deep").await;
+    // As deep as can be read of a record.
+    for levels in [2, 100, DEPTH - 3] {
+        let ack = lab.controller.ask(Activation::of("guest/works").content(nested(levels))).await;
+        assert_eq!((ack.status(), ack.result()), (Some(0), &nested(levels)), "{levels} levels");
+        let record = lab.store.activation("guest", ack.id(), Duration::from_secs(20)).await;
+        assert_eq!(record.expect("a record")["response"]["result"], nested(levels), "{levels} levels");
+    }
+    // The runtime answers with text of its own, so that it is not its limits that are tried.
+    let code = "def main(a): return {'__raw': {'body': '[' * a['levels'] + ']' * a['levels']}}";
+    lab.store.put_action(&Action::new("guest/deep", "scripted:1", code).limit("memory", 128)).await;
+    for levels in [DEPTH, DEPTH + 1, 500, 100_000] {
+        let arguments = format!("{}1{}", "[".repeat(levels), "]".repeat(levels));
+        let status = status_of(&lab, "guest/works", &arguments).await;
+        assert_eq!(status, if levels <= DEPTH { 0 } else { 1 }, "arguments of {levels} levels");
+        let status = status_of(&lab, "guest/deep", &json!({"levels": levels}).to_string()).await;
+        assert_eq!(status, if levels <= DEPTH { 0 } else { 2 }, "an answer of {levels} levels");
+    }
+    let arguments = nested(DEPTH - 3);
+    let refused = Activation::of("guest/works").content(json!([[[[arguments]]]]));
+    let error = lab.controller.ask(refused).await.result()["error"].clone();
+    assert!(error.as_str().is_some_and(|text| text.contains("recursion limit")), "{error}");
+    let ack = lab.controller.ask(Activation::of("guest/deep").content(json!({"levels": DEPTH + 1}))).await;
+    let error = ack.result()["error"].as_str().unwrap_or_default();
+    let text = "The action did not produce a valid JSON or JSON Array response: [[[[";
+    assert!(error.starts_with(text), "{error}");
+    works(&lab, "deep JSON").await;
+    assert!(invoker.stop().await.success());
+    lab.controller.finish().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn absurd_limits_are_refused() {
     let (lab, invoker) = start("badlimits").await;
