@@ -20,7 +20,8 @@ GO_VERSION=1.24.4
 say() { printf '  %s\n' "$*" >&2; }
 step() { printf '== %s\n' "$*" >&2; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
-have() { command -v "$1" >/dev/null 2>&1; }
+# A program, not a function of that name.
+have() { type -P "$1" >/dev/null; }
 
 # retry TRIES SECONDS COMMAND...: for what may fail for a moment (a mirror, a registry). Bounded.
 retry() {
