@@ -8,6 +8,7 @@
 //! x86-64 Linux from 6.7 on. All calls for one container must come from one thread: ptrace ties the tracees
 //! to the thread that attached them.
 
+mod census;
 mod checkpoint;
 mod engine;
 mod fault;

@@ -81,7 +81,18 @@ pub fn probe() -> KernelFeatures {
     add("cgroup", true, cgroup());
     add("proc_children", false, exists("/proc/thread-self/children", "CONFIG_PROC_CHILDREN"));
     add("proc_timers", false, exists("/proc/self/timers", "CONFIG_CHECKPOINT_RESTORE"));
+    // Without it every rewind looks at everything.
+    add("census", false, census());
     KernelFeatures { features }
+}
+
+fn census() -> Result<String, String> {
+    match crate::census::shared() {
+        Ok(program) => Ok(program.to_string()),
+        Err(why) => {
+            Err(format!("{why}: rewinds look at everything through /proc and cost several times as much"))
+        }
+    }
 }
 
 fn kernel() -> Result<String, String> {

@@ -127,6 +127,26 @@ impl Drop for Shared {
     }
 }
 
+/// Maps `pages` fresh pages, writes to each and tells the kernel that it may take them (MADV_FREE). For a look at
+/// its counters.
+pub(crate) fn free_lazily(pages: usize) {
+    let len = pages * 4096;
+    let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    // SAFETY: a fresh mapping at an address of the kernel's choice disturbs nothing.
+    let start = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, flags, -1, 0) };
+    if start == libc::MAP_FAILED {
+        return;
+    }
+    // SAFETY: the range was just mapped, and nobody else knows it.
+    unsafe { libc::madvise(start, len, libc::MADV_NOHUGEPAGE) };
+    // SAFETY: as above, writable.
+    unsafe { std::ptr::write_bytes(start.cast::<u8>(), 1, len) };
+    // SAFETY: as above.
+    unsafe { libc::madvise(start, len, libc::MADV_FREE) };
+    // SAFETY: nothing refers to the range.
+    unsafe { libc::munmap(start, len) };
+}
+
 /// A fresh memory file.
 pub(crate) fn memfd(name: &CStr) -> io::Result<OwnedFd> {
     // SAFETY: the name is a C string that outlives the call.

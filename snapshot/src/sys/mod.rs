@@ -5,6 +5,8 @@
 
 pub(crate) mod agent;
 pub(crate) mod alarm;
+#[cfg(feature = "bpf")]
+pub(crate) mod bpf;
 pub(crate) mod file;
 pub(crate) mod memory;
 pub(crate) mod namespace;

@@ -1,0 +1,95 @@
+//! What changed in the kernel's objects of a container, in one call.
+//!
+//! A rewind has to know what a request changed. Reading that from `/proc` costs 50 to 100 us a process, and the
+//! advice on memory some 20 ns a page; nearly always the answer is 'nothing'. A BPF program reads the kernel's own
+//! structures instead, of all processes and threads in some 10 us, and user space compares the bytes with those of
+//! the last census at which everything was as the snapshot has it. What is equal needs no further look; what differs
+//! is looked at (and put back) the complete way. So a census never puts anything back, and never says *what* differs.
+//!
+//! ```text
+//!   reference = reading at the checkpoint, or after a rewind that put something back
+//!   changes(reference, reading now) -> areas   --none--> nothing to do
+//!                                              --some--> /proc, kcmp, injected batches, as without a census
+//!   no BPF, no room, a failed read             --------> all areas
+//! ```
+//!
+//! # Why 'equal' is a proof
+//! - **Layout**: every change of a mapping takes the address space's lock for writing, and each such lock counts in
+//!   `mm_lock_seq` (Linux 6.4 on, with per-mapping locks): mmap, munmap, mremap, mprotect, brk, mlock, stack growth,
+//!   mseal, names, and of `madvise` all that is remembered in the mapping's flags (`NORMAL`, `RANDOM`, `SEQUENTIAL`,
+//!   `DONTFORK`, `DOFORK`, `WIPEONFORK`, `KEEPONFORK`, `DONTDUMP`, `DODUMP`, `MERGEABLE`, `UNMERGEABLE`, `HUGEPAGE`,
+//!   `NOHUGEPAGE`). The others (`DONTNEED`, `WILLNEED`, `COLD`, `PAGEOUT`, `REMOVE`, `POPULATE_*`, `COLLAPSE`, guard
+//!   markers) act on pages, of which the memory engine's scan tells. `FREE` acts on pages, too, but on what the
+//!   kernel will do with them later: see below. `PR_SET_MM_*` takes the lock for reading only, so its numbers are
+//!   compared themselves. An `execve` makes a new address space, whose number may be used again: it is counted.
+//! - **Pointers** are compared where the object cannot have been freed and its address used again: open files and
+//!   what interest lists name (we hold duplicates), root and directory and executable (we hold descriptors, see
+//!   [`Pins`]), seccomp filters (only ever added in front of each other). Of everything else (credentials,
+//!   namespaces, keyrings, process groups) the content or the kernel's own number is compared.
+//! - What is there and cannot be compared cheaply (running timers, file locks, memory policies, keys, more than a
+//!   few children) makes its area 'not proven': looked at every time.
+//! - The counters are 32 bits wide. Turning one over takes the request minutes of system calls, so a reference
+//!   does not count for longer than [`REFERENCE_MAX`].
+//! - The tasks do not run meanwhile. A read that fails makes the whole process 'not proven'.
+//!
+//! # MADV_FREE
+//! The machine-wide count of pages marked so (`pglazyfree`) tells whether a look is needed. The kernel counts a
+//! page, and shows it in smaps, not when it is marked but when its per-processor batch (15 or 31 entries) is
+//! worked off, which may be much later. So a few pages marked by a request can show up only in a later rewind,
+//! with the census exactly as without it.
+
+mod areas;
+#[cfg(feature = "bpf")]
+mod program;
+pub(crate) mod record;
+
+pub(crate) use areas::{Area, Areas};
+pub(crate) use record::{Changes, Reading, changes};
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+/// How long a reference counts. 2^31 of the cheapest changes take about 40 s (a lock and unlock of 20 ns each).
+pub(crate) const REFERENCE_MAX: Duration = Duration::from_secs(30);
+
+#[cfg(feature = "bpf")]
+pub(crate) use program::{Answer, Program};
+
+/// The census of this process, loaded at the first use; the error says why there is none here.
+pub(crate) fn shared() -> Result<&'static Program, &'static str> {
+    static CENSUS: OnceLock<Result<Program, String>> = OnceLock::new();
+    CENSUS.get_or_init(Program::load).as_ref().map_err(String::as_str)
+}
+
+/// Without BPF there is no census.
+#[cfg(not(feature = "bpf"))]
+#[derive(Debug)]
+pub(crate) enum Program {}
+
+/// What one call tells.
+#[cfg(not(feature = "bpf"))]
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) readings: Vec<Reading>,
+    /// Pages that were marked MADV_FREE on this machine so far, if that is known.
+    pub(crate) lazy_frees: Option<u64>,
+}
+
+#[cfg(not(feature = "bpf"))]
+impl Program {
+    fn load() -> Result<Program, String> {
+        Err("built without the feature bpf".to_owned())
+    }
+
+    pub(crate) fn take(&self, _: &[BorrowedFd<'_>]) -> io::Result<Answer> {
+        match *self {}
+    }
+}
+
+/// The count of `/proc/vmstat`.
+pub(crate) fn lazy_frees_of_proc() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/vmstat").ok()?;
+    text.lines().find_map(|line| line.strip_prefix("pglazyfree ")?.parse().ok())
+}
