@@ -44,6 +44,8 @@ struct cursor {
 	/* Level of the pid namespace in which the caller counts. */
 	u32 level;
 	u32 words;
+	/* Of `struct call`. */
+	u64 flags;
 	/* The process. */
 	struct task_struct *leader;
 	struct file **table;
@@ -347,6 +349,32 @@ static long take_child(u32 i, struct frame *frame)
 	return 0;
 }
 
+/*
+ * The keys of a keyring, if they are few enough to lie in one node of its tree (whose pointers to leaves have a low
+ * bit of 0, those to nodes 1). A key that takes the place of another has another serial number.
+ */
+static void take_keys(struct cursor *c, struct thread_attributes *out, struct key *ring)
+{
+	u64 root = (u64)GET(ring->keys.root);
+	struct assoc_array_node *node = (void *)(root & ~3ul);
+
+	if (!out->session_keys)
+		return;
+	if (out->session_keys > KEYS || (root & 3) != 1) {
+		c->unproven |= ATTRIBUTES | THREAD_ATTRIBUTES;
+		return;
+	}
+	for (u32 i = 0; i < KEYS; i++) {
+		u64 leaf = (u64)GET(node->slots[i]);
+		struct key *key = (void *)leaf;
+
+		if (leaf & 1)
+			c->unproven |= ATTRIBUTES | THREAD_ATTRIBUTES;
+		else if (leaf)
+			READ(out->session_key[i], key->serial);
+	}
+}
+
 static void take_keyrings(struct cursor *c, struct thread_attributes *out, struct cred *cred)
 {
 	struct key *session;
@@ -358,9 +386,10 @@ static void take_keyrings(struct cursor *c, struct thread_attributes *out, struc
 	if (session) {
 		out->session_serial = GET(session->serial);
 		out->session_keys = GET(session->keys.nr_leaves_on_tree);
+		take_keys(c, out, session);
 	}
-	/* What is in a keyring is not recorded. */
-	if (out->session_keys || GET(cred->process_keyring) || GET(cred->thread_keyring))
+	/* What is in these is not recorded. */
+	if (GET(cred->process_keyring) || GET(cred->thread_keyring))
 		c->unproven |= ATTRIBUTES | THREAD_ATTRIBUTES;
 }
 
@@ -507,8 +536,7 @@ static void take_attributes(struct cursor *c, struct thread_attributes *out, str
 	work = GET(task->thread_info.syscall_work);
 	out->dispatch[3] = work & 1ull << bpf_core_enum_value(enum syscall_work_bit,
 							      SYSCALL_WORK_BIT_SYSCALL_USER_DISPATCH);
-	/* Whole: the bits for the time stamp counter and for speculation have other numbers in each kernel. */
-	READ(out->flags, task->thread_info.flags);
+	out->flags = GET(task->thread_info.flags) & c->flags;
 	if (HAS(task->io_uring))
 		READ(out->ring, task->io_uring);
 	READ(out->personality, task->personality);
@@ -837,6 +865,7 @@ int census(struct argument *argument)
 
 	if (!call || !c)
 		return 1;
+	c->flags = call->flags;
 	bpf_loop(PROCESSES, take_process, &(struct frame){c}, 0);
 	call->threads = c->threads;
 	call->files = c->files;

@@ -28,6 +28,7 @@ typedef signed long long s64;
 #define PROCESSORS 1024
 #define GROUPS 32
 #define CHILDREN 4
+#define KEYS 16
 
 /* Areas, as in `src/census/areas.rs`. */
 #define LAYOUT 1
@@ -49,6 +50,8 @@ struct call {
 	u32 processors;
 	/* From a run queue to the event counters of its processor; 0: unknown. */
 	u64 events;
+	/* The bits of a thread's flags that are compared. */
+	u64 flags;
 	/* Pid descriptors of the caller. */
 	s32 pidfds[PROCESSES];
 	/* Addresses of the operations of each kind that has its own. */
@@ -174,6 +177,7 @@ struct thread_attributes {
 	u64 session_keyring;
 	u32 session_serial;
 	u32 session_keys;
+	u32 session_key[KEYS];
 	u8 name[16];
 };
 

@@ -132,7 +132,9 @@ struct nsproxy {
 };
 
 struct group_info { s32 ngroups; kgid_t gid[1]; };
-struct assoc_array { u64 nr_leaves_on_tree; };
+struct assoc_array_ptr;
+struct assoc_array_node { struct assoc_array_ptr *slots[16]; };
+struct assoc_array { struct assoc_array_ptr *root; u64 nr_leaves_on_tree; };
 struct key { s32 serial; struct assoc_array keys; };
 struct cred {
 	kuid_t uid, suid, euid, fsuid;

@@ -1,6 +1,8 @@
 //! What rewinding a live container costs, by phase.
 //!
-//! usage: rewind_cost INIT_PID COUNT [PARANOID(0|1)] [COMMAND...]
+//! usage: rewind_cost INIT_PID COUNT [MODE] [COMMAND...]
+//!
+//! MODE: 0 as in production, 1 paranoid, 2 without the census.
 //!
 //! Checkpoints the container whose process 1 is INIT_PID, then runs COMMAND (a request) and rewinds, COUNT
 //! times, and prints the least and the median of each phase. The container is what it was afterwards.
@@ -12,11 +14,11 @@ use std::process::Command;
 fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().collect();
     let [_, pid, count, rest @ ..] = args.as_slice() else {
-        return Err("usage: rewind_cost INIT_PID COUNT [PARANOID] [COMMAND...]".into());
+        return Err("usage: rewind_cost INIT_PID COUNT [MODE] [COMMAND...]".into());
     };
     let target = Target::from_init(Pid::from_raw(pid.parse()?))?;
-    let paranoid = rest.first().is_some_and(|p| p == "1");
-    let options = Options { paranoid, ..Options::default() };
+    let mode = |number: &str| rest.first().is_some_and(|mode| mode == number);
+    let options = Options { paranoid: mode("1"), census: !mode("2"), ..Options::default() };
     let (mut snapshot, report) =
         snapshot::checkpoint(&target, &options, &mut || Ok(())).map_err(|e| chain(&e))?;
     println!("{report:?}");

@@ -6,6 +6,7 @@
 //!               +- busy: let go, settle again    an error here: agent out, let go, refuse
 //! ```
 
+use crate::census::Watch;
 use crate::engine::{Heat, Pagemap};
 use crate::fault::FaultPoint;
 use crate::freeze::{Signals, Tracer};
@@ -100,6 +101,8 @@ pub fn checkpoint(
             });
         }
     };
+    let mut census = Watch::new(options.census);
+    census.keep(&mut processes);
     thaw(&mut tracer, &mut processes).map_err(|q| broken(target, q))?;
 
     let mut report = CheckpointReport {
@@ -118,7 +121,7 @@ pub fn checkpoint(
     }
     report.snapshot_bytes = report.pages * sys::PAGE;
     let groups = target.members().children().unwrap_or(0);
-    Ok((Snapshot::new(target.clone(), options.clone(), processes, queues, groups), report))
+    Ok((Snapshot::new(target.clone(), options.clone(), processes, queues, census, groups), report))
 }
 
 enum Failure {

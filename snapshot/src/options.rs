@@ -18,6 +18,9 @@ pub struct Options {
     /// pages), and take back `MADV_FREE`, which lets the kernel take pages of the snapshot away later. It costs a
     /// walk of the page tables in each rewind (0.3 to 1 ms for 30 MB). Default on.
     pub advice: bool,
+    /// Ask the kernel by a BPF program what a request changed, where that works, and look only at that. Off: every
+    /// rewind looks at everything. Default on.
+    pub census: bool,
     /// Compare everything, byte for byte and map for map, after each rewind. For tests: O(size). Default off.
     pub paranoid: bool,
     /// A page that changed in so many rewinds in a row stays writable ('hot') and is copied back in place.
@@ -37,6 +40,7 @@ impl Default for Options {
             quiet: Duration::from_millis(20),
             step_deadline: Duration::from_secs(2),
             advice: true,
+            census: true,
             paranoid: false,
             hot_after: 2,
             cold_after: 32,

@@ -1,5 +1,6 @@
 //! One process of a snapshot: what was recorded of it, and the steps that put it back.
 
+use crate::census::{Area, Areas, Standing};
 use crate::engine::{Heat, MemoryEngine, MemoryImage, Stopped};
 use crate::freeze::Tracer;
 use crate::inject::{Agent, Answers, Batch, Call, LANES, Runner};
@@ -21,7 +22,7 @@ use crate::sys::process::{self, Shared};
 use crate::sys::ptrace;
 use nix::errno::Errno;
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
@@ -73,6 +74,8 @@ pub(crate) struct Process {
     /// KiB of memory marked MADV_FREE at the checkpoint, and whether there is more now.
     lazily_freed: (u64, bool),
     backing: Backing,
+    /// What the census said at the beginning of this rewind.
+    standing: Standing,
 }
 
 /// What [`Process::inspect`] found.
@@ -81,6 +84,13 @@ pub(crate) struct Inspection {
     table: TableDifference,
     layout_differs: bool,
     names: Vec<Vec<u8>>,
+}
+
+impl Inspection {
+    /// The name of a thread, if it may have changed.
+    fn name(&self, index: usize) -> &[u8] {
+        self.names.get(index).map_or(&[], Vec::as_slice)
+    }
 }
 
 /// A batch that is running on the main thread.
@@ -147,7 +157,13 @@ impl Process {
             advice: None,
             lazily_freed: (0, false),
             backing,
+            standing: Standing::new(),
         })
+    }
+
+    /// Number and handle of the process, and its standing, for the census.
+    pub(crate) fn for_census(&mut self) -> (i32, BorrowedFd<'_>, &mut Standing) {
+        (self.pid, self.pidfd.as_fd(), &mut self.standing)
     }
 
     /// Maps the agent into the process.
@@ -242,14 +258,85 @@ impl Process {
     /// First look after the stop: the agent must be what it was, before anything is run by it.
     pub(crate) fn check_agent(&mut self, buffer: &mut Vec<u8>) -> Result<Vec<Step>, Quarantine> {
         let agent = agent(&mut self.agent)?;
+        if !self.standing.changed(Area::Layout) {
+            agent.verify(&self.mem)?;
+            return Ok(Vec::new());
+        }
         let text = self
             .maps
             .read(buffer)
             .or_quarantine(Reason::ProcessVanished, || format!("mappings of process {}", self.pid))?;
         let layout = self.layout.as_ref().ok_or_else(|| missing("layout"))?;
         let steps = layout.difference(text, agent)?;
+        if !steps.is_empty() {
+            self.standing.contradicted(Area::Layout, || format!("the layout of process {}", self.pid))?;
+        }
         agent.verify(&self.mem)?;
         Ok(steps)
+    }
+
+    /// Makes sure of what the census said: from now on everything is looked at, and a difference in what it called
+    /// unchanged is an error. What is put back blindly is compared here.
+    pub(crate) fn doubt(&mut self, tracer: &mut Tracer, buffer: &mut Vec<u8>) -> Result<(), Quarantine> {
+        let (pid, said) = (self.pid, self.standing.said());
+        let quiet: Vec<bool> =
+            self.threads.iter().map(|t| !self.standing.changed_in(t.tid, Area::ThreadAttributes)).collect();
+        self.standing.doubt();
+        // The agent runs only where it was found unaltered.
+        self.check_agent(buffer)?;
+        if !said.has(Area::Identity) {
+            for thread in &self.threads {
+                if let Err(found) = thread.identity.check(thread.tid, buffer) {
+                    return Err(Quarantine::because(Reason::VerificationFailed, "the census missed", found));
+                }
+            }
+        }
+        let agent = agent(&mut self.agent)?;
+        if !said.has_any(&[Area::Attributes, Area::ThreadAttributes]) {
+            let mut batch = Batch::new();
+            let reader = ProcessReader::new(&mut batch);
+            let runner = self.threads[0].runner(pid);
+            runner.prepare(&self.mem)?;
+            let answers = agent.run(tracer, runner, &batch)?;
+            let seen = self.threads[0].identity.check(pid, buffer)?;
+            let now = reader.read(pid, seen.umask, seen.locked, &batch, &answers)?;
+            let recorded = self.attributes.as_ref().ok_or_else(|| missing("attributes"))?;
+            if let Some(what) = recorded.differs(&now, !said.has(Area::Layout)) {
+                self.standing.contradicted(Area::Attributes, || format!("{what} of process {pid}"))?;
+            }
+            if seen.pending != 0 {
+                self.standing.contradicted(Area::Attributes, || format!("a signal for process {pid}"))?;
+            }
+        }
+        for (thread, _) in self.threads.iter().zip(quiet).filter(|(_, quiet)| *quiet) {
+            let tid = thread.tid;
+            let runner = thread.runner(pid);
+            runner.prepare(&self.mem)?;
+            let mut batch = Batch::new();
+            let reader = ThreadReader::new(&mut batch);
+            let answers = agent.run(tracer, runner, &batch)?;
+            let now = reader.read(tid, &thread.name()?, &batch, &answers)?;
+            if thread.attributes.as_ref() != Some(&now) {
+                let detail = format!("the census missed attributes of thread {tid}: {now:?}");
+                return Err(Quarantine::new(Reason::VerificationFailed, detail));
+            }
+        }
+        Ok(())
+    }
+
+    /// What the census said may have changed.
+    pub(crate) fn said(&self) -> Areas {
+        self.standing.said()
+    }
+
+    /// Whether objects of the IPC namespace may have been made.
+    pub(crate) fn ipc_changed(&self) -> bool {
+        self.standing.changed(Area::Ipc)
+    }
+
+    /// Whether the reference of the census has to be taken again.
+    pub(crate) fn outdated(&self) -> bool {
+        self.standing.outdated()
     }
 
     /// Makes threads that the request started exit, before memory is looked at: an exiting thread writes
@@ -275,33 +362,71 @@ impl Process {
         report: &mut RewindReport,
         buffer: &mut Vec<u8>,
     ) -> Result<Inspection, Quarantine> {
+        let standing = &self.standing;
         let mut names = Vec::with_capacity(self.threads.len());
         for thread in &self.threads {
-            names.push(thread.name()?);
-            thread.identity.check(thread.tid, buffer)?;
-            report.objects_restored += thread.schedule.restore(thread.tid)?;
-            let rseq = ptrace::rseq(thread.tid)
-                .or_quarantine(Reason::Unreadable, || format!("rseq of thread {}", thread.tid))?;
-            if rseq != thread.state.rseq {
-                let detail = format!("rseq registration of thread {}", thread.tid);
-                return Err(Quarantine::new(Reason::ThreadAttributes, detail));
+            let tid = thread.tid;
+            names.push(if standing.changed_in(tid, Area::ThreadAttributes) {
+                thread.name()?
+            } else {
+                Vec::new()
+            });
+            if standing.changed(Area::Identity) {
+                thread.identity.check(tid, buffer)?;
+                if tid != self.pid {
+                    shares_tables(self.pid, tid)?;
+                }
             }
-            disable_dispatch(thread.tid)?;
-            if thread.tid != self.pid {
-                shares_tables(self.pid, thread.tid)?;
+            if standing.changed(Area::Limits) {
+                let restored = thread.schedule.restore(tid)?;
+                if restored != 0 {
+                    standing.contradicted(Area::Limits, || format!("the scheduling of thread {tid}"))?;
+                }
+                report.objects_restored += restored;
+            }
+            if standing.changed_in(tid, Area::ThreadAttributes) {
+                let rseq = ptrace::rseq(tid)
+                    .or_quarantine(Reason::Unreadable, || format!("rseq of thread {tid}"))?;
+                if rseq != thread.state.rseq {
+                    let detail = format!("rseq registration of thread {tid}");
+                    return Err(Quarantine::new(Reason::ThreadAttributes, detail));
+                }
+                disable_dispatch(tid)?;
             }
         }
-        report.objects_restored += self.limits.restore(self.pid)?;
-        self.place.check(self.pid)?;
+        if standing.changed(Area::Limits) {
+            let restored = self.limits.restore(self.pid)?;
+            if restored != 0 {
+                standing.contradicted(Area::Limits, || format!("the limits of process {}", self.pid))?;
+            }
+            report.objects_restored += restored;
+        }
+        if standing.changed(Area::Place) {
+            self.place.check(self.pid)?;
+        }
         self.backing.check(self.pid)?;
-        let table = self.fds.difference(self.pid)?;
-        report.fds_restored += self.fds.restore_descriptions(self.pid)?;
+        let table = if standing.changed(Area::Descriptors) {
+            self.fds.difference(self.pid)?
+        } else {
+            TableDifference::default()
+        };
+        if !table.is_empty() {
+            standing
+                .contradicted(Area::Descriptors, || format!("the descriptors of process {}", self.pid))?;
+        }
+        report.fds_restored += self.fds.restore_descriptions(self.pid, standing)?;
         report.fds_closed += table.closed;
         Ok(Inspection { table, layout_differs, names })
     }
 
     /// Starts the batch of the process on its main thread; [`Process::finish_main`] must follow.
-    pub(crate) fn start_main(&mut self, inspection: &Inspection) -> Result<MainBatch, Quarantine> {
+    pub(crate) fn start_main(&mut self, inspection: &Inspection) -> Result<Option<MainBatch>, Quarantine> {
+        // The break and locked memory belong to the layout; dead children of any thread are collected here.
+        const TRIED: [Area; 5] =
+            [Area::Layout, Area::Descriptors, Area::Attributes, Area::ThreadAttributes, Area::Ipc];
+        if !self.standing.any_changed(&TRIED) {
+            return Ok(None);
+        }
         let attributes = self.attributes.as_ref().ok_or_else(|| missing("attributes"))?;
         let main = &self.threads[0];
         let mut batch = Batch::new();
@@ -311,11 +436,11 @@ impl Process {
             .attributes
             .as_ref()
             .ok_or_else(|| missing("attributes"))?
-            .write(&inspection.names[0], &mut batch);
+            .write(inspection.name(0), &mut batch);
         let runner = main.runner(self.pid);
         runner.prepare(&self.mem)?;
         agent(&mut self.agent)?.start(runner, 0, &batch)?;
-        Ok(MainBatch { batch, writer, thread, fds })
+        Ok(Some(MainBatch { batch, writer, thread, fds }))
     }
 
     /// Puts back the other threads, some at a time.
@@ -326,7 +451,13 @@ impl Process {
     ) -> Result<(), Quarantine> {
         let pid = self.pid;
         let agent = agent(&mut self.agent)?;
-        let others: Vec<_> = self.threads.iter().zip(&inspection.names).skip(1).collect();
+        let standing = &self.standing;
+        let others: Vec<_> = (0..)
+            .zip(&self.threads)
+            .skip(1)
+            .filter(|(_, thread)| standing.changed_in(thread.tid, Area::ThreadAttributes))
+            .map(|(index, thread)| (thread, inspection.name(index)))
+            .collect();
         for chunk in others.chunks(LANES - 1) {
             let mut running = Vec::with_capacity(chunk.len());
             for (lane, (thread, name)) in (1..).zip(chunk) {
@@ -353,9 +484,10 @@ impl Process {
     pub(crate) fn finish_main(
         &mut self,
         tracer: &mut Tracer,
-        main: &MainBatch,
+        main: Option<&MainBatch>,
         report: &mut RewindReport,
     ) -> Result<(), Quarantine> {
+        let Some(main) = main else { return Ok(()) };
         let attributes = self.attributes.as_ref().ok_or_else(|| missing("attributes"))?;
         let thread = &self.threads[0];
         let runner = thread.runner(self.pid);
@@ -381,6 +513,9 @@ impl Process {
 
     /// Collects children of the request that died after the batch had looked.
     pub(crate) fn reap_late(&mut self, tracer: &mut Tracer, patience: Duration) -> Result<(), Quarantine> {
+        if !self.standing.any_changed(&[Area::Attributes, Area::ThreadAttributes]) {
+            return Ok(());
+        }
         let deadline = Instant::now() + patience;
         let mut buffer = Vec::new();
         let mut pause = Duration::from_micros(20);
@@ -470,6 +605,9 @@ impl Process {
         inspection: &Inspection,
         report: &mut RewindReport,
     ) -> Result<(), Quarantine> {
+        if !self.standing.changed(Area::Descriptors) {
+            return Ok(());
+        }
         let mut stopped = Stopped {
             tracer,
             agent: agent(&mut self.agent)?,
@@ -478,7 +616,12 @@ impl Process {
             mem: &self.mem,
             pagemap: &self.pagemap,
         };
-        report.fds_restored += self.fds.restore_table(&mut stopped, &inspection.table)?;
+        let restored = self.fds.restore_table(&mut stopped, &inspection.table)?;
+        if restored != 0 {
+            self.standing
+                .contradicted(Area::Descriptors, || format!("interest lists of process {}", self.pid))?;
+        }
+        report.fds_restored += restored;
         Ok(())
     }
 
@@ -542,12 +685,20 @@ impl Process {
     ) -> Result<(), Quarantine> {
         let pid = self.pid;
         let Some(wanted) = &self.advice else { return Ok(()) };
+        self.lazily_freed.1 = false;
+        if !self.standing.changed(Area::Layout) && !self.standing.lazily_freed() {
+            return Ok(());
+        }
         let (now, lazily_freed) = Advice::record(pid)?;
-        self.lazily_freed.1 = lazily_freed > self.lazily_freed.0;
+        if lazily_freed > self.lazily_freed.0 {
+            self.standing.contradicted_of_lazy_frees(|| format!("MADV_FREE in process {pid}"))?;
+            self.lazily_freed.1 = true;
+        }
         let calls = wanted.difference(&now)?;
         if calls.is_empty() {
             return Ok(());
         }
+        self.standing.contradicted(Area::Layout, || format!("advice on memory of process {pid}"))?;
         report.mappings_restored += calls.len() as u64;
         let runner = self.threads[0].runner(pid);
         let agent = agent(&mut self.agent)?;
@@ -575,6 +726,7 @@ impl Process {
     /// Compares everything once more. Any difference is an error of ours, or an attack that got through.
     pub(crate) fn verify(&mut self, tracer: &mut Tracer, buffer: &mut Vec<u8>) -> Result<(), Quarantine> {
         let pid = self.pid;
+        self.standing.forget();
         let steps = self.check_agent(buffer)?;
         if let Some(step) = steps.first() {
             return Err(Quarantine::new(

@@ -113,6 +113,9 @@ pub struct RewindReport {
     pub strangers_killed: u64,
     /// Other kernel objects put right (signals, timers, limits and so on).
     pub objects_restored: u64,
+    /// Areas of kernel state that may have changed in any process and were looked at: all of them where the kernel
+    /// cannot be asked.
+    pub areas_changed: Vec<&'static str>,
 }
 
 impl RewindReport {

@@ -13,6 +13,7 @@
 //! An error anywhere kills the container: nothing half restored ever runs.
 
 use crate::WhileFrozen;
+use crate::census::{Areas, Watch};
 use crate::checkpoint::undo;
 use crate::fault::FaultPoint;
 use crate::freeze::{Signals, Tracer};
@@ -38,6 +39,7 @@ pub struct Snapshot {
     options: Options,
     processes: Vec<Process>,
     queues: Option<MessageQueues>,
+    census: Watch,
     /// Control groups below the container's at the checkpoint.
     groups: u64,
     /// A rewind failed: the container is dead.
@@ -50,9 +52,10 @@ impl Snapshot {
         options: Options,
         processes: Vec<Process>,
         queues: Option<MessageQueues>,
+        census: Watch,
         groups: u64,
     ) -> Snapshot {
-        Snapshot { target, options, processes, queues, groups, lost: false }
+        Snapshot { target, options, processes, queues, census, groups, lost: false }
     }
 
     /// Bytes of memory that the snapshot holds.
@@ -120,6 +123,13 @@ impl Snapshot {
         faults.trip(FaultPoint::Stop)?;
         watch.lap(Phase::Stop);
 
+        self.census.look(&mut self.processes);
+        let mut areas = Areas::none();
+        self.processes.iter().for_each(|process| areas.join(process.said()));
+        report.areas_changed = areas.names().collect();
+        if self.options.paranoid {
+            self.processes.iter_mut().try_for_each(|process| process.doubt(tracer, &mut buffer))?;
+        }
         let mut differs = Vec::with_capacity(self.processes.len());
         for process in &mut self.processes {
             let steps = process.check_agent(&mut buffer)?;
@@ -136,7 +146,9 @@ impl Snapshot {
         for (process, differs) in self.processes.iter_mut().zip(&differs) {
             inspections.push(process.inspect(*differs, &mut report, &mut buffer)?);
         }
-        if let Some(queues) = &self.queues {
+        if let Some(queues) = &self.queues
+            && self.processes.iter().any(Process::ipc_changed)
+        {
             report.objects_restored += queues.restore()?;
         }
         faults.trip(FaultPoint::Inspect)?;
@@ -149,7 +161,7 @@ impl Snapshot {
         }
         for ((process, inspection), main) in self.processes.iter_mut().zip(&inspections).zip(&running) {
             process.restore_threads(tracer, inspection)?;
-            process.finish_main(tracer, main, &mut report)?;
+            process.finish_main(tracer, main.as_ref(), &mut report)?;
         }
         for process in &mut self.processes {
             process.reap_late(tracer, self.options.step_deadline)?;
@@ -185,6 +197,7 @@ impl Snapshot {
         faults.trip(FaultPoint::Files)?;
         watch.lap(Phase::Files);
 
+        let outdated = self.processes.iter().any(Process::outdated);
         if self.options.paranoid {
             for process in &mut self.processes {
                 process.verify(tracer, &mut buffer)?;
@@ -198,6 +211,9 @@ impl Snapshot {
                 Reason::StrangerAlive,
                 "a process joined the container during the rewind",
             ));
+        }
+        if outdated {
+            self.census.keep(&mut self.processes);
         }
         for process in &mut self.processes {
             process.finish()?;

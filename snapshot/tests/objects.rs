@@ -2,7 +2,7 @@
 
 mod support;
 
-use snapshot::Reason;
+use snapshot::{Options, Reason};
 use support::Puppet;
 
 /// Plants, rewinds, looks; twice, since the second rewind starts from the first one's result.
@@ -11,10 +11,14 @@ fn undone(plant: &str, look: &str) {
 }
 
 fn undone_after(before: &str, plant: &str, look: &str) {
+    support::ways().iter().for_each(|way| undone_in(way, before, plant, look));
+}
+
+fn undone_in(way: &Options, before: &str, plant: &str, look: &str) {
     let mut p = Puppet::python();
     p.py(before);
     let clean = p.py(look);
-    let mut c = p.checkpoint();
+    let mut c = p.checkpoint_with(way);
     assert_eq!(p.py(look), clean, "the look itself changes something");
     c.rewind();
     for _ in 0..2 {
@@ -32,9 +36,13 @@ fn seen(plant: &str, reason: Reason) {
 }
 
 fn seen_after(before: &str, plant: &str, reason: Reason) {
+    support::ways().iter().for_each(|way| seen_in(way, before, plant, reason));
+}
+
+fn seen_in(way: &Options, before: &str, plant: &str, reason: Reason) {
     let mut p = Puppet::python();
     p.py(before);
-    let mut c = p.checkpoint();
+    let mut c = p.checkpoint_with(way);
     p.py("result = 1");
     c.rewind();
     p.py(plant);

@@ -69,6 +69,11 @@ impl Areas {
         areas.iter().any(|area| self.has(*area))
     }
 
+    /// Their names.
+    pub(crate) fn names(self) -> impl Iterator<Item = &'static str> {
+        Areas::NAMES.iter().filter(move |(area, _)| self.has(*area)).map(|(_, name)| *name)
+    }
+
     pub(crate) fn is_empty(self) -> bool {
         self.0 == 0
     }
@@ -76,8 +81,6 @@ impl Areas {
 
 impl fmt::Debug for Areas {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set()
-            .entries(Areas::NAMES.iter().filter(|(area, _)| self.has(*area)).map(|(_, name)| name))
-            .finish()
+        f.debug_set().entries(self.names()).finish()
     }
 }

@@ -24,7 +24,7 @@
 //!   compared themselves. An `execve` makes a new address space, whose number may be used again: it is counted.
 //! - **Pointers** are compared where the object cannot have been freed and its address used again: open files and
 //!   what interest lists name (we hold duplicates), root and directory and executable (we hold descriptors, see
-//!   [`Pins`]), seccomp filters (only ever added in front of each other). Of everything else (credentials,
+//!   [`Standing`]), seccomp filters (only ever added in front of each other). Of everything else (credentials,
 //!   namespaces, keyrings, process groups) the content or the kernel's own number is compared.
 //! - What is there and cannot be compared cheaply (running timers, file locks, memory policies, keys, more than a
 //!   few children) makes its area 'not proven': looked at every time.
@@ -41,13 +41,15 @@
 mod areas;
 #[cfg(feature = "bpf")]
 mod program;
-pub(crate) mod record;
+mod record;
+mod standing;
 
 pub(crate) use areas::{Area, Areas};
-pub(crate) use record::{Changes, Reading, changes};
+pub(crate) use record::FileKind;
+pub(crate) use standing::{Standing, Watch};
 
-use std::io;
-use std::os::fd::BorrowedFd;
+#[cfg(not(feature = "bpf"))]
+use record::Reading;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -55,7 +57,7 @@ use std::time::Duration;
 pub(crate) const REFERENCE_MAX: Duration = Duration::from_secs(30);
 
 #[cfg(feature = "bpf")]
-pub(crate) use program::{Answer, Program};
+pub(crate) use program::Program;
 
 /// The census of this process, loaded at the first use; the error says why there is none here.
 pub(crate) fn shared() -> Result<&'static Program, &'static str> {
@@ -83,7 +85,14 @@ impl Program {
         Err("built without the feature bpf".to_owned())
     }
 
-    pub(crate) fn take(&self, _: &[BorrowedFd<'_>]) -> io::Result<Answer> {
+    pub(crate) fn take(&self, _: &[std::os::fd::BorrowedFd<'_>]) -> std::io::Result<Answer> {
+        match *self {}
+    }
+}
+
+#[cfg(not(feature = "bpf"))]
+impl std::fmt::Display for Program {
+    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match *self {}
     }
 }

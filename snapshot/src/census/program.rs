@@ -38,6 +38,8 @@ pub(crate) struct Program {
     processors: u32,
     /// See `events` in `bpf/census.h`; 0 if the way does not work here.
     events: u64,
+    /// Bits of a thread's flags that are compared.
+    flags: u64,
     /// Slots that nobody uses.
     free: Mutex<Vec<usize>>,
     freed: Condvar,
@@ -105,6 +107,7 @@ impl Program {
             operations: [0; KINDS],
             processors: processors()?,
             events: 0,
+            flags: u64::MAX,
             free: Mutex::new((0..SLOTS).collect()),
             freed: Condvar::new(),
         };
@@ -154,6 +157,7 @@ impl Program {
         put(offset_of!(Call, processes), &u32::try_from(count).map_err(io::Error::other)?.to_ne_bytes());
         put(offset_of!(Call, processors), &self.processors.to_ne_bytes());
         put(offset_of!(Call, events), &self.events.to_ne_bytes());
+        put(offset_of!(Call, flags), &self.flags.to_ne_bytes());
         for (index, fd) in fds.iter().enumerate() {
             put(offset_of!(Call, pidfds) + 4 * index, &fd.to_ne_bytes());
         }
@@ -219,6 +223,7 @@ impl Program {
                 *address = bytes.try_into().map_or(0, u64::from_ne_bytes);
             }
         }
+        self.flags = self.learn_flags(pidfd.as_fd())?;
         let mut complaint = String::new();
         for _ in 0..TRIES {
             match self.tell_of_ourselves(pidfd.as_fd(), &shown) {
@@ -233,6 +238,35 @@ impl Program {
             }
         }
         Err(complaint)
+    }
+
+    /// The bit that forbids a thread to read the time stamp counter has another place in each kernel, among bits that
+    /// come and go. So set it and see.
+    fn learn_flags(&self, pidfd: BorrowedFd<'_>) -> Result<u64, String> {
+        let tid = nix::unistd::gettid().as_raw();
+        let read = || {
+            let answer = self.take(&[pidfd]).map_err(|error| error.to_string())?;
+            let flags = answer.readings.first().and_then(|reading| reading.flags_of(tid));
+            flags.ok_or_else(|| format!("no flags of thread {tid}"))
+        };
+        let mut found = String::new();
+        for _ in 0..TRIES {
+            let before = read()?;
+            // Nothing between these two lines may ask for the time.
+            let forbidden = process::forbid_time_stamps(true);
+            let within = read();
+            process::forbid_time_stamps(false).map_err(|errno| errno.to_string())?;
+            let after = read()?;
+            match forbidden {
+                // A kernel that cannot has no such bit.
+                Err(_) => return Ok(0),
+                Ok(()) if before == after && (before ^ within.clone()?).is_power_of_two() => {
+                    return Ok(before ^ within?);
+                }
+                Ok(()) => found = format!("flags of a thread go from {before:x} to {within:x?} to {after:x}"),
+            }
+        }
+        Err(found)
     }
 
     /// Whether a reading of this process is right, and sees that its mappings change.

@@ -35,6 +35,7 @@ pub(super) struct Call {
     pub(super) processes: u32,
     pub(super) processors: u32,
     pub(super) events: u64,
+    pub(super) flags: u64,
     pub(super) pidfds: [i32; PROCESSES],
     pub(super) operations: [u64; KINDS],
     pub(super) threads: u32,
@@ -160,6 +161,7 @@ struct ThreadAttributes {
     session_keyring: u64,
     session_serial: u32,
     session_keys: u32,
+    session_key: [u32; 16],
     name: [u8; 16],
 }
 
@@ -378,6 +380,12 @@ impl Reading {
         Some((self.file(fd)?, long(file, offset_of!(OpenFile, state))))
     }
 
+    /// The flags of a thread, as far as they are compared.
+    pub(super) fn flags_of(&self, tid: i32) -> Option<u64> {
+        let thread = self.threads().find(|t| word(t, offset_of!(Thread, tid)).cast_signed() == tid)?;
+        Some(long(thread, offset_of!(Thread, attributes) + offset_of!(ThreadAttributes, flags)))
+    }
+
     pub(super) fn umask(&self) -> u32 {
         word(&self.process, offset_of!(Process, attributes) + offset_of!(Attributes, umask))
     }
@@ -439,7 +447,7 @@ pub(super) fn offsets() -> Vec<(&'static str, Vec<(&'static str, usize)>)> {
         };
     }
     vec![
-        offsets!(Call as "call": processes, processors, events, pidfds, operations, threads, files, interests, has_lazy_frees, lazy_frees),
+        offsets!(Call as "call": processes, processors, events, flags, pidfds, operations, threads, files, interests, has_lazy_frees, lazy_frees),
         offsets!(Layout as "layout": sequence, mm, execs, brk, start_brk, start_stack, code, data, arguments, environment, total, locked, pinned, data_pages, exec_pages, stack_pages, default_flags, mappings),
         offsets!(Attributes as "attributes": actions, pending, flags, timers, terminal, umask, membarrier, subreaper, pad),
         offsets!(Limits as "limits": resources, flags, oom_score, oom_score_least),
@@ -447,7 +455,7 @@ pub(super) fn offsets() -> Vec<(&'static str, Vec<(&'static str, usize)>)> {
         offsets!(Ipc as "ipc": space, in_use, queues),
         offsets!(Process as "process": failed, unproven, first_thread, threads, first_file, files, first_interest, interests, tables, pid, pad, layout, attributes, limits, place, ipc),
         offsets!(Running as "activity": switches, state, on_processor, queued, pad),
-        offsets!(ThreadAttributes as "thread_attributes": pending, stack, stack_size, stack_flags, death_signal, slack, clear_tid, robust, rseq, rseq_len, rseq_signature, dispatch, flags, ring, personality, memory_failure, children, tracees, child, credentials, session_keyring, session_serial, session_keys, name),
+        offsets!(ThreadAttributes as "thread_attributes": pending, stack, stack_size, stack_flags, death_signal, slack, clear_tid, robust, rseq, rseq_len, rseq_signature, dispatch, flags, ring, personality, memory_failure, children, tracees, child, credentials, session_keyring, session_serial, session_keys, session_key, name),
         offsets!(Schedule as "schedule": allowed, deadline, slice, clamps, deadline_flags, policy, nice, priority, reset_on_fork, io_priority),
         offsets!(Identity as "identity": credentials, real_credentials, ids, secure_bits, groups, capabilities, users, group, namespaces, namespace, filter, filter_mode, filters, task_flags, parent, process_group, session, own_tables, features, numa_group),
         offsets!(Thread as "thread": tid, unproven, started, activity, attributes, schedule, identity),

@@ -332,6 +332,25 @@ pub(crate) struct ProcessOutcome {
 }
 
 impl ProcessAttributes {
+    /// What differs from another record of the same process, if anything does: also in what belongs to its layout,
+    /// if that is asked for.
+    pub(crate) fn differs(&self, other: &ProcessAttributes, layout: bool) -> Option<&'static str> {
+        [
+            (self.umask != other.umask, "umask"),
+            (layout && self.locked != other.locked, "locked memory"),
+            (layout && self.brk != other.brk, "break"),
+            (self.actions != other.actions, "signal actions"),
+            (self.interval_timers != other.interval_timers, "interval timers"),
+            (self.dumpable != other.dumpable, "dumpable flag"),
+            (self.subreaper != other.subreaper, "subreaper flag"),
+            (self.no_thp != other.no_thp, "THP flag"),
+            (self.observed != other.observed, "observed state"),
+            (self.timer_ids != other.timer_ids, "timers"),
+        ]
+        .into_iter()
+        .find_map(|(differs, what)| differs.then_some(what))
+    }
+
     /// Adds the calls that put the process back.
     pub(crate) fn write(&self, pid: i32, batch: &mut Batch) -> Result<ProcessWriter, Quarantine> {
         let mut required = Vec::new();
@@ -450,7 +469,7 @@ fn timer_ids(held: &Held, pid: i32) -> Result<Vec<u64>, Quarantine> {
 }
 
 /// Recorded attributes of a thread.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct ThreadAttributes {
     stack: Vec<u8>,
     death_signal: i32,

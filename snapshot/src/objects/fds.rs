@@ -6,6 +6,7 @@
 //! descriptor is put back from. Kept duplicates of connected sockets would suppress their FIN, so there must
 //! be none at the checkpoint.
 
+use crate::census::{Area, FileKind, Standing};
 use crate::engine::Stopped;
 use crate::inject::{Answers, Batch, Call, args};
 use crate::proc::{self, Held};
@@ -200,11 +201,21 @@ impl Descriptors {
         Ok(difference)
     }
 
-    /// Puts back what belongs to the open file descriptions; returns how many differed.
-    pub(crate) fn restore_descriptions(&self, pid: i32) -> Result<u64, Quarantine> {
+    /// Puts back what belongs to the open file descriptions; returns how many differed. If the census saw no change
+    /// of the table it told of these, too, as far as it can.
+    pub(crate) fn restore_descriptions(&self, pid: i32, standing: &Standing) -> Result<u64, Quarantine> {
         let mut restored = 0;
         for descriptor in &self.all {
+            let told = standing.tells_of(descriptor.fd, descriptor.kind.in_census());
+            if told && !standing.changed(Area::Descriptors) {
+                continue;
+            }
             if descriptor.restore(pid)? {
+                if told {
+                    standing.contradicted(Area::Descriptors, || {
+                        format!("descriptor {} of process {pid}", descriptor.fd)
+                    })?;
+                }
                 tracing::trace!(pid, fd = descriptor.fd, kind = ?descriptor.kind, "description put back");
                 restored += 1;
             }
@@ -524,6 +535,22 @@ impl Kind {
             return Socket::record(ours, who).map(Kind::Socket);
         }
         Err(unsupported(name))
+    }
+
+    /// What the census must have taken it for to tell of it.
+    fn in_census(&self) -> FileKind {
+        match self {
+            Kind::File { .. } => FileKind::Plain,
+            Kind::Device => FileKind::Device,
+            Kind::Pipe { .. } => FileKind::Pipe,
+            Kind::EventCounter { .. } => FileKind::EventCounter,
+            Kind::Epoll { .. } => FileKind::Epoll,
+            Kind::Timer { .. } => FileKind::Timer,
+            Kind::SignalMask { .. } => FileKind::SignalMask,
+            Kind::Watches { .. } => FileKind::Other,
+            Kind::Pidfd => FileKind::Pidfd,
+            Kind::Socket(_) => FileKind::Socket,
+        }
     }
 
     fn restore(&self, ours: BorrowedFd<'_>, who: &dyn Fn() -> String) -> Result<bool, Quarantine> {

@@ -129,6 +129,7 @@ impl Drop for Shared {
 
 /// Maps `pages` fresh pages, writes to each and tells the kernel that it may take them (MADV_FREE). For a look at
 /// its counters.
+#[cfg(feature = "bpf")]
 pub(crate) fn free_lazily(pages: usize) {
     let len = pages * 4096;
     let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);

@@ -40,6 +40,14 @@ pub(crate) fn pidfd_kill(pidfd: BorrowedFd<'_>, signal: i32) -> Result<(), Errno
     Errno::result(done).map(drop)
 }
 
+/// Forbids the calling thread to read the time stamp counter (which asking for the time does), or allows it again.
+#[cfg(feature = "bpf")]
+pub(crate) fn forbid_time_stamps(forbid: bool) -> Result<(), Errno> {
+    let mode = if forbid { libc::PR_TSC_SIGSEGV } else { libc::PR_TSC_ENABLE };
+    // SAFETY: a number is passed.
+    Errno::result(unsafe { libc::prctl(libc::PR_SET_TSC, mode, 0, 0, 0) }).map(drop)
+}
+
 /// What [`same`] compares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Shared {

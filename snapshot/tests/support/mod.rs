@@ -215,6 +215,12 @@ pub fn paranoid() -> Options {
     Options { paranoid: true, ..Options::default() }
 }
 
+/// The ways of a rewind: everything looked at twice, as in production, and without asking the kernel first.
+pub fn ways() -> [Options; 3] {
+    let census = Options::default();
+    [paranoid(), census.clone(), Options { census: false, ..census }]
+}
+
 /// An error with its causes.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
