@@ -7,7 +7,7 @@
 //! Checkpoints the container whose process 1 is INIT_PID, then runs COMMAND (a request) and rewinds, COUNT
 //! times, and prints the least and the median of each phase. The container is what it was afterwards.
 
-use snapshot::{Options, Phase, Pid, RewindReport, Target};
+use snapshot::{Keeper, Options, Phase, Pid, RewindReport, Snapshot, Target};
 use std::error::Error;
 use std::process::Command;
 
@@ -19,8 +19,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let target = Target::from_init(Pid::from_raw(pid.parse()?))?;
     let mode = |number: &str| rest.first().is_some_and(|mode| mode == number);
     let options = Options { paranoid: mode("1"), census: !mode("2"), ..Options::default() };
-    let (mut snapshot, report) =
-        snapshot::checkpoint(&target, &options, &mut || Ok(())).map_err(|e| chain(&e))?;
+    let keeper: Keeper<Option<Snapshot>> = Keeper::start("keeper".to_owned(), || None)?;
+    let report = keeper.ask(move |kept| {
+        let (snapshot, report) =
+            snapshot::checkpoint(&target, &options, &mut || Ok(())).map_err(|e| chain(&e))?;
+        *kept = Some(snapshot);
+        Ok::<_, String>(report)
+    })??;
     println!("{report:?}");
     let mut reports = Vec::new();
     for _ in 0..count.parse::<usize>()? {
@@ -30,7 +35,11 @@ fn main() -> Result<(), Box<dyn Error>> {
                 return Err(format!("{program} ended with {status}").into());
             }
         }
-        reports.push(snapshot.rewind(&mut || Ok(())).map_err(|e| chain(&e))?);
+        let rewound = keeper.ask(|kept| {
+            let snapshot = kept.as_mut().ok_or("no snapshot")?;
+            snapshot.rewind(&mut || Ok(())).map_err(|e| chain(&e))
+        });
+        reports.push(rewound??);
     }
     let print = |name: &str, value: &dyn Fn(&RewindReport) -> u128| {
         let mut all: Vec<u128> = reports.iter().map(value).collect();
@@ -43,7 +52,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     print("total", &|r| r.total.as_micros());
     println!("{:?}", reports.last());
-    snapshot.forget()?;
+    keeper.ask(|kept| kept.take().map_or(Ok(()), |snapshot| snapshot.forget().map_err(|e| chain(&e))))??;
     Ok(())
 }
 

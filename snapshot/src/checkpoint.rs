@@ -1,7 +1,7 @@
 //! Taking a checkpoint.
 //!
 //! ```text
-//!   settle -> stop -> record from outside -> agent in -> record from inside -> memory -> files -> thaw
+//!   settle -> stop -> record from outside -> agent in -> record from inside -> memory -> files -> go on
 //!               |            |                  \______________________________________/
 //!               +- busy: let go, settle again    an error here: agent out, let go, refuse
 //! ```
@@ -48,6 +48,9 @@ pub enum CheckpointError {
 ///
 /// `files` is called at the end, with everything stopped.
 ///
+/// The calling thread stays attached to all threads of the container, so it must go on to
+/// [serve](Snapshot::serve) them; [`Keeper`](crate::Keeper) is a thread that does.
+///
 /// # Errors
 /// See [`CheckpointError`]: each variant says what became of the container.
 pub fn checkpoint(
@@ -64,6 +67,7 @@ pub fn checkpoint(
         settle::wait(target, options.quiet, deadline).map_err(|busy| CheckpointError::NotSettled { busy })?;
         let settled = Instant::now();
         let mut tracer = Tracer::new(options.step_deadline).map_err(CheckpointError::Refused)?;
+        tracer.begin();
         let recorded = stop(target, &mut tracer)
             .map_err(RecordError::Refused)
             .and_then(|()| options.faults.trip(FaultPoint::CheckpointStopped).map_err(RecordError::Refused))
@@ -86,7 +90,7 @@ pub fn checkpoint(
                 processes.iter_mut().try_for_each(Process::record_advice).map_err(Failure::Own)?;
             }
             let begun = Instant::now();
-            files().map_err(Failure::Files)?;
+            tracer.meanwhile(files).map_err(Failure::Files)?;
             in_files = begun.elapsed();
             options.faults.trip(FaultPoint::CheckpointThaw).map_err(Failure::Own)?;
             Ok(queues)
@@ -103,7 +107,11 @@ pub fn checkpoint(
     };
     let mut census = Watch::new(options.census);
     census.keep(&mut processes);
-    thaw(&mut tracer, &mut processes).map_err(|q| broken(target, q))?;
+    processes
+        .iter_mut()
+        .try_for_each(Process::finish)
+        .and_then(|()| tracer.resume())
+        .map_err(|q| broken(target, q))?;
 
     let mut report = CheckpointReport {
         settling: settled - started,
@@ -121,7 +129,8 @@ pub fn checkpoint(
     }
     report.snapshot_bytes = report.pages * sys::PAGE;
     let groups = target.members().children().unwrap_or(0);
-    Ok((Snapshot::new(target.clone(), options.clone(), processes, queues, census, groups), report))
+    let snapshot = Snapshot::new(target.clone(), options.clone(), tracer, processes, queues, census, groups);
+    Ok((snapshot, report))
 }
 
 enum Failure {
@@ -148,7 +157,7 @@ fn stop(target: &Target, tracer: &mut Tracer) -> Result<(), Quarantine> {
         }
         for pid in pids {
             for tid in unattached(pid.as_raw(), tracer)? {
-                found |= tracer.interrupt(pid.as_raw(), tid)?;
+                found |= tracer.attach(pid.as_raw(), tid)? && tracer.interrupt(tid)?;
             }
         }
         if !found {
@@ -163,7 +172,7 @@ fn record(target: &Target, tracer: &Tracer) -> Result<Vec<Process>, RecordError>
         target.members().processes().or_quarantine(Reason::Unreadable, || "control group".to_owned())?;
     let mut processes: Vec<Process> = Vec::with_capacity(pids.len());
     for pid in pids {
-        let tids = tracer.threads_of(pid.as_raw());
+        let tids: Vec<i32> = tracer.threads_of(pid.as_raw()).collect();
         let process = Process::record(pid.as_raw(), &tids)?;
         if let Some(other) = processes.first()
             && shares_memory(other.pid, process.pid)?
@@ -201,15 +210,11 @@ fn from_inside(
     Ok(queues)
 }
 
-/// Takes the agents out and lets everything go on.
+/// Takes the agents out and lets everything go.
 pub(crate) fn undo(tracer: &mut Tracer, processes: &mut [Process]) -> Result<(), Quarantine> {
     for process in processes.iter_mut() {
         process.remove_agent(tracer)?;
     }
-    thaw(tracer, processes)
-}
-
-fn thaw(tracer: &mut Tracer, processes: &mut [Process]) -> Result<(), Quarantine> {
     processes.iter_mut().try_for_each(Process::finish)?;
     tracer.release()
 }

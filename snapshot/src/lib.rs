@@ -5,15 +5,18 @@
 //! Nothing here knows of requests, images or files: the files of the container are the caller's, who is
 //! called back at the moment at which nothing in the container runs.
 //!
-//! x86-64 Linux from 6.7 on. All calls for one container must come from one thread: ptrace ties the tracees
-//! to the thread that attached them.
+//! x86-64 Linux from 6.7 on. All calls for one container come from one thread: ptrace ties the tracees to the
+//! thread that attached them. It stays attached from the checkpoint on and hands signals on while the container
+//! runs ([`Snapshot::serve`]); a [`Keeper`] is such a thread.
 
+mod bell;
 mod census;
 mod checkpoint;
 mod engine;
 mod fault;
 mod freeze;
 mod inject;
+mod keeper;
 mod layout;
 mod objects;
 mod options;
@@ -28,8 +31,10 @@ mod settle;
 mod sys;
 mod tree;
 
+pub use bell::Bell;
 pub use checkpoint::{CheckpointError, checkpoint};
 pub use fault::{FaultPoint, Faults};
+pub use keeper::{Gone, Keeper, Kept};
 pub use nix::unistd::Pid;
 pub use options::Options;
 pub use probe::{Feature, KernelFeatures, probe};

@@ -23,7 +23,7 @@ use crate::sys::ptrace;
 use nix::errno::Errno;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::{Duration, Instant};
 
 /// How often the layout is compared and corrected before it counts as not restorable.
@@ -58,6 +58,8 @@ pub(crate) struct Process {
     mem: File,
     pagemap: File,
     maps: Held,
+    /// `/proc/<pid>/task`.
+    tasks: File,
     /// The main thread first.
     threads: Vec<Thread>,
     limits: Limits,
@@ -143,6 +145,7 @@ impl Process {
             mem,
             pagemap: open("pagemap", false)?,
             maps,
+            tasks: open("task", false)?,
             threads,
             limits: Limits::record(pid)?,
             place: Place::record(pid)?,
@@ -169,7 +172,7 @@ impl Process {
     /// Maps the agent into the process.
     pub(crate) fn install_agent(&mut self, tracer: &mut Tracer) -> Result<(), Quarantine> {
         let runner = self.threads[0].runner(self.pid);
-        runner.prepare(&self.mem)?;
+        runner.prepare(tracer, &self.mem)?;
         let (instruction, name) = self.entry;
         self.agent = Some(Agent::install(tracer, runner, &self.pidfd, instruction, name)?);
         let text = self
@@ -201,7 +204,7 @@ impl Process {
         self.attributes = Some(reader.read(pid, self.seen.umask, self.seen.locked, &batch, &answers)?);
         for (index, thread) in self.threads.iter_mut().enumerate() {
             if index > 0 {
-                thread.runner(pid).prepare(&self.mem)?;
+                thread.runner(pid).prepare(tracer, &self.mem)?;
             }
             let name = thread.name()?;
             let mut batch = Batch::new();
@@ -296,7 +299,7 @@ impl Process {
             let mut batch = Batch::new();
             let reader = ProcessReader::new(&mut batch);
             let runner = self.threads[0].runner(pid);
-            runner.prepare(&self.mem)?;
+            runner.prepare(tracer, &self.mem)?;
             let answers = agent.run(tracer, runner, &batch)?;
             let seen = self.threads[0].identity.check(pid, buffer)?;
             let now = reader.read(pid, seen.umask, seen.locked, &batch, &answers)?;
@@ -311,7 +314,7 @@ impl Process {
         for (thread, _) in self.threads.iter().zip(quiet).filter(|(_, quiet)| *quiet) {
             let tid = thread.tid;
             let runner = thread.runner(pid);
-            runner.prepare(&self.mem)?;
+            runner.prepare(tracer, &self.mem)?;
             let mut batch = Batch::new();
             let reader = ThreadReader::new(&mut batch);
             let answers = agent.run(tracer, runner, &batch)?;
@@ -349,7 +352,7 @@ impl Process {
             let state = ThreadState { rseq, extended: Vec::new(), ..self.threads[0].state.clone() };
             let runner = Runner { pid: self.pid, tid: *tid, state: &state };
             disable_dispatch(*tid)?;
-            runner.prepare(&self.mem)?;
+            runner.prepare(tracer, &self.mem)?;
             agent(&mut self.agent)?.exit_thread(tracer, runner)?;
         }
         Ok(())
@@ -420,10 +423,16 @@ impl Process {
     }
 
     /// Starts the batch of the process on its main thread; [`Process::finish_main`] must follow.
-    pub(crate) fn start_main(&mut self, inspection: &Inspection) -> Result<Option<MainBatch>, Quarantine> {
+    pub(crate) fn start_main(
+        &mut self,
+        tracer: &mut Tracer,
+        inspection: &Inspection,
+    ) -> Result<Option<MainBatch>, Quarantine> {
         // The break and locked memory belong to the layout; dead children of any thread are collected here.
         const TRIED: [Area; 5] =
             [Area::Layout, Area::Descriptors, Area::Attributes, Area::ThreadAttributes, Area::Ipc];
+        // Whatever is found, memory is put back by this thread: it must be fit for that.
+        self.threads[0].runner(self.pid).prepare(tracer, &self.mem)?;
         if !self.standing.any_changed(&TRIED) {
             return Ok(None);
         }
@@ -437,9 +446,7 @@ impl Process {
             .as_ref()
             .ok_or_else(|| missing("attributes"))?
             .write(inspection.name(0), &mut batch);
-        let runner = main.runner(self.pid);
-        runner.prepare(&self.mem)?;
-        agent(&mut self.agent)?.start(runner, 0, &batch)?;
+        agent(&mut self.agent)?.start(main.runner(self.pid), 0, &batch)?;
         Ok(Some(MainBatch { batch, writer, thread, fds }))
     }
 
@@ -465,7 +472,7 @@ impl Process {
                 let mut batch = Batch::new();
                 let writer = recorded.write(name, &mut batch);
                 let runner = thread.runner(pid);
-                runner.prepare(&self.mem)?;
+                runner.prepare(tracer, &self.mem)?;
                 agent.start(runner, lane, &batch)?;
                 running.push((lane, *thread, recorded, batch, writer));
             }
@@ -662,7 +669,12 @@ impl Process {
         path.push(0);
         let path = batch.bytes(&path);
         let changed = batch.add(libc::SYS_chdir, crate::inject::args![path]);
-        let answers = agent(&mut self.agent)?.run(tracer, self.threads[0].runner(pid), &batch)?;
+        // Memory is back already, and a thread that runs may be moved to another processor, which the kernel
+        // tells it in its memory.
+        let runner = self.threads[0].runner(pid);
+        let processor = runner.processor(&self.mem)?;
+        let answers = agent(&mut self.agent)?.run(tracer, runner, &batch)?;
+        runner.set_processor(&self.mem, processor)?;
         answers.get(changed).or_quarantine(Reason::WorkingDirectory, || format!("process {pid}"))?;
         self.place.returned(pid)?;
         report.objects_restored += 1;
@@ -889,7 +901,7 @@ pub(crate) fn shares_memory(a: i32, b: i32) -> Result<bool, Quarantine> {
         .or_quarantine(Reason::Unreadable, || format!("comparing processes {a} and {b}"))
 }
 
-/// Threads of a process that are not attached yet.
+/// Threads of a process that are not attached.
 pub(crate) fn unattached(pid: i32, tracer: &Tracer) -> Result<Vec<i32>, Quarantine> {
     let mut tids =
         proc::threads(pid).or_quarantine(Reason::ProcessVanished, || format!("threads of process {pid}"))?;
@@ -899,13 +911,18 @@ pub(crate) fn unattached(pid: i32, tracer: &Tracer) -> Result<Vec<i32>, Quaranti
 
 impl Process {
     /// Makes the main thread fit for injected code, outside a rewind.
-    pub(crate) fn prepare_main(&self) -> Result<(), Quarantine> {
-        self.threads[0].runner(self.pid).prepare(&self.mem)
+    pub(crate) fn prepare_main(&self, tracer: &mut Tracer) -> Result<(), Quarantine> {
+        self.threads[0].runner(self.pid).prepare(tracer, &self.mem)
     }
 
-    /// A handle that tells whether the process has exited.
-    pub(crate) fn exited(&self) -> Result<bool, Quarantine> {
-        crate::sys::file::ready_to_read(self.pidfd.as_fd())
-            .or_quarantine(Reason::Unreadable, || format!("process {}", self.pid))
+    /// Threads of the process that are not attached. All that are attached must be stopped: then they live,
+    /// and there are no others if there are as many threads as these.
+    pub(crate) fn unattached(&self, tracer: &Tracer) -> Result<Vec<i32>, Quarantine> {
+        let attached = tracer.threads_of(self.pid).count() as u64;
+        match self.tasks.metadata() {
+            // A directory has a link of its parent, one of itself, and here one of each thread.
+            Ok(metadata) if metadata.nlink() == 2 + attached => Ok(Vec::new()),
+            _ => unattached(self.pid, tracer),
+        }
     }
 }

@@ -101,6 +101,34 @@ fn canonical(regs: &Registers) -> Option<Registers> {
     Some(Registers { rax: regs.orig_rax, rip: regs.rip.wrapping_sub(2), orig_rax: u64::MAX, ..*regs })
 }
 
+/// System calls that answer a wake-up by an ignored signal with `EINTR`, and have done nothing then.
+const INTERRUPTIBLE: &[u64] = &[
+    43,  // accept, and the next two, on a socket with a time-out
+    45,  // recvfrom
+    47,  // recvmsg
+    65,  // semop
+    128, // rt_sigtimedwait
+    208, // io_getevents
+    220, // semtimedop
+    232, // epoll_wait
+    281, // epoll_pwait
+    288, // accept4
+    333, // io_pgetevents
+    441, // epoll_pwait2
+];
+
+/// For a thread that a tracer stopped on its way out of an interrupted system call: the result that makes the
+/// kernel restart the call, unless a handler is going to run, whereupon it answers `EINTR` as it should.
+pub(crate) fn quietly_restarted(regs: &Registers) -> Option<i64> {
+    /// Code segment of 64-bit programs; others number their calls differently.
+    const USER_CS: u64 = 0x33;
+    const ERESTARTNOHAND: i64 = 514;
+    let interrupted = regs.cs == USER_CS
+        && regs.rax.cast_signed() == -EINTR
+        && INTERRUPTIBLE.binary_search(&regs.orig_rax).is_ok();
+    interrupted.then_some(-ERESTARTNOHAND)
+}
+
 fn busy(tid: i32, regs: &Registers) -> String {
     match regs.orig_rax.cast_signed() {
         -1 => format!("thread {tid} runs at {:#x}", regs.rip),
@@ -151,6 +179,17 @@ mod tests {
             let c = canonical(&regs(call, result)).expect("restartable");
             assert_eq!((c.rip, c.rax, c.orig_rax), (0x1000, call.cast_unsigned(), u64::MAX), "call {call}");
         }
+    }
+
+    #[test]
+    fn only_calls_that_would_not_have_been_interrupted_are_restarted() {
+        assert!(INTERRUPTIBLE.is_sorted());
+        assert_eq!(quietly_restarted(&regs(232, -4)), Some(-514), "epoll_wait");
+        assert_eq!(quietly_restarted(&regs(232, -514)), None, "the kernel restarts it anyway");
+        assert_eq!(quietly_restarted(&regs(232, 1)), None, "a finished call");
+        assert_eq!(quietly_restarted(&regs(-1, -4)), None, "user code");
+        assert_eq!(quietly_restarted(&regs(42, -4)), None, "a connect goes on in the background");
+        assert_eq!(quietly_restarted(&Registers { cs: 0x23, ..regs(232, -4) }), None, "a 32-bit program");
     }
 
     #[test]

@@ -13,13 +13,14 @@
 //! An error anywhere kills the container: nothing half restored ever runs.
 
 use crate::WhileFrozen;
+use crate::bell::Bell;
 use crate::census::{Areas, Watch};
 use crate::checkpoint::undo;
 use crate::fault::FaultPoint;
 use crate::freeze::{Signals, Tracer};
 use crate::objects::ipc::MessageQueues;
 use crate::options::Options;
-use crate::process::{Process, unattached};
+use crate::process::Process;
 use crate::reason::{OrQuarantine, Quarantine, Reason};
 use crate::report::{Phase, RewindReport, Stopwatch};
 use crate::sys::{PAGE, process as calls};
@@ -31,37 +32,63 @@ use std::time::{Duration, Instant};
 
 /// The recorded state of a container.
 ///
+/// It is attached to every thread of the container, and bound to the OS thread that took it. While the
+/// container runs, that thread must [serve](Snapshot::serve); if it ends, the container is killed.
+///
 /// Dropping it forgets the state and leaves the container running, with a small foreign mapping in each
 /// process; [`Snapshot::forget`] takes that out, too.
 #[derive(Debug)]
 pub struct Snapshot {
     target: Target,
     options: Options,
+    /// `None`: a rewind failed, the container is dead.
+    tracer: Option<Tracer>,
     processes: Vec<Process>,
     queues: Option<MessageQueues>,
     census: Watch,
     /// Control groups below the container's at the checkpoint.
     groups: u64,
-    /// A rewind failed: the container is dead.
-    lost: bool,
 }
 
 impl Snapshot {
     pub(crate) fn new(
         target: Target,
         options: Options,
+        tracer: Tracer,
         processes: Vec<Process>,
         queues: Option<MessageQueues>,
         census: Watch,
         groups: u64,
     ) -> Snapshot {
-        Snapshot { target, options, processes, queues, census, groups, lost: false }
+        Snapshot { target, options, tracer: Some(tracer), processes, queues, census, groups }
     }
 
     /// Bytes of memory that the snapshot holds.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.processes.iter().map(|process| process.sizes().2 * PAGE).sum()
+    }
+
+    /// Lets the container run until the bell rings.
+    ///
+    /// Signals that its threads take are handed on to them meanwhile, unchanged and in order; nobody else does
+    /// that, so the container must not be left without it for longer than its signals may wait.
+    pub fn serve(&mut self, bell: &Bell) {
+        let served = match &mut self.tracer {
+            Some(tracer) => tracer.serve(bell),
+            None => {
+                Tracer::idle(bell);
+                Ok(())
+            }
+        };
+        if let Err(errno) = served {
+            // Threads may have been left stopped, so nobody can vouch for it; the next rewind says so.
+            tracing::warn!(init = %self.target.init(), %errno, "the container's signals cannot be handed on");
+            if let Some(mut tracer) = self.tracer.take() {
+                tracer.kill();
+            }
+            destroy(&self.target);
+        }
     }
 
     /// Puts the container back to the snapshot.
@@ -72,18 +99,25 @@ impl Snapshot {
     /// A [`Quarantine`] says why nobody can vouch for the container. Its processes are dead or dying, and it
     /// must be destroyed.
     pub fn rewind(&mut self, files: WhileFrozen<'_>) -> Result<RewindReport, Quarantine> {
-        if self.lost {
-            return Err(Quarantine::new(Reason::Killed, "an earlier rewind failed"));
+        // Taken out: if the work panics, the tracer is dropped in the middle of an operation and kills.
+        let mut tracer = self.tracer.take().ok_or_else(lost)?;
+        tracer.begin();
+        match self.try_rewind(&mut tracer, files) {
+            Ok(report) => {
+                self.tracer = Some(tracer);
+                Ok(report)
+            }
+            Err(quarantine) => {
+                tracing::debug!(
+                    reason = quarantine.reason.name(),
+                    detail = quarantine.detail,
+                    "rewind failed"
+                );
+                tracer.kill();
+                destroy(&self.target);
+                Err(quarantine)
+            }
         }
-        let mut tracer = Tracer::new(self.options.step_deadline)?;
-        let done = self.try_rewind(&mut tracer, files);
-        if let Err(quarantine) = &done {
-            tracing::debug!(reason = quarantine.reason.name(), detail = quarantine.detail, "rewind failed");
-            self.lost = true;
-            tracer.kill();
-            destroy(&self.target);
-        }
-        done
     }
 
     /// Gives the snapshot up: the agents are taken out and the container runs on as it is.
@@ -91,15 +125,13 @@ impl Snapshot {
     /// # Errors
     /// If that fails, the container's processes have been killed.
     pub fn forget(mut self) -> Result<(), Quarantine> {
-        if self.lost {
-            return Err(Quarantine::new(Reason::Killed, "an earlier rewind failed"));
-        }
         let mut files = || Ok(());
         self.rewind(&mut files)?;
-        let mut tracer = Tracer::new(self.options.step_deadline)?;
+        let mut tracer = self.tracer.take().ok_or_else(lost)?;
+        tracer.begin();
         let done = self
             .stop(&mut tracer, &mut RewindReport::default())
-            .and_then(|_| self.processes.iter().try_for_each(|process| process.prepare_main()))
+            .and_then(|_| self.processes.iter().try_for_each(|process| process.prepare_main(&mut tracer)))
             .and_then(|()| undo(&mut tracer, &mut self.processes));
         if done.is_err() {
             tracer.kill();
@@ -157,7 +189,7 @@ impl Snapshot {
         faults.trip(FaultPoint::Inject)?;
         let mut running = Vec::with_capacity(self.processes.len());
         for (process, inspection) in self.processes.iter_mut().zip(&inspections) {
-            running.push(process.start_main(inspection)?);
+            running.push(process.start_main(tracer, inspection)?);
         }
         for ((process, inspection), main) in self.processes.iter_mut().zip(&inspections).zip(&running) {
             process.restore_threads(tracer, inspection)?;
@@ -190,7 +222,7 @@ impl Snapshot {
         }
         watch.lap(Phase::Copy);
 
-        files().or_quarantine(Reason::Files, || "the caller's files".to_owned())?;
+        tracer.meanwhile(files).or_quarantine(Reason::Files, || "the caller's files".to_owned())?;
         for process in &mut self.processes {
             process.return_home(tracer, &mut report)?;
         }
@@ -219,7 +251,7 @@ impl Snapshot {
             process.finish()?;
         }
         faults.trip(FaultPoint::Thaw)?;
-        tracer.release()?;
+        tracer.resume()?;
         watch.lap(Phase::Thaw);
         watch.finish(&mut report);
         Ok(report)
@@ -232,24 +264,27 @@ impl Snapshot {
         tracer: &mut Tracer,
         report: &mut RewindReport,
     ) -> Result<BTreeMap<i32, Vec<i32>>, Quarantine> {
-        // Strangers first: a thread of ours that waits for a vfork child cannot stop before the child is gone.
-        let mut killed = BTreeMap::new();
-        report.strangers_killed += self.kill_strangers(&mut killed)?;
+        // All at once: they stop while strangers are looked for.
         for process in &self.processes {
             for tid in process.tids() {
-                if !self.interrupt(tracer, process.pid, tid, &killed)? {
+                // It is attached from the checkpoint on, unless its end was reported since.
+                if !tracer.interrupt(tid)? {
                     return Err(vanished(process, tid));
                 }
             }
         }
+        // This look finds what must be gone before all can stop: a thread of ours that waits for a vfork child
+        // stops only then, and a stranger may trace a thread that is about to be attached.
+        let mut killed = BTreeMap::new();
+        report.strangers_killed += self.kill_strangers(&mut killed)?.killed;
         self.wait_for_ours(tracer)?;
         let mut extra: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
         // A thread that is not stopped yet may make others, so look until a look finds nothing new.
         loop {
             let mut found = false;
             for process in &self.processes {
-                for tid in unattached(process.pid, tracer)? {
-                    if tracer.interrupt(process.pid, tid)? {
+                for tid in process.unattached(tracer)? {
+                    if self.attach(tracer, process.pid, tid, &killed)? && tracer.interrupt(tid)? {
                         extra.entry(process.pid).or_default().push(tid);
                         found = true;
                     }
@@ -262,33 +297,32 @@ impl Snapshot {
             extra.values_mut().for_each(|tids| tids.retain(|tid| !gone.contains(tid)));
         }
         extra.retain(|_, tids| !tids.is_empty());
-        // Nothing of ours runs, so only strangers make strangers.
+        // Nothing of ours runs, so only strangers make strangers: a look that finds none proves that there are
+        // none, once those killed before are dead.
         let deadline = Instant::now() + self.options.step_deadline;
         let mut pause = Duration::from_micros(20);
         loop {
-            report.strangers_killed += self.kill_strangers(&mut killed)?;
-            let dying = self.strangers()?;
+            let look = self.kill_strangers(&mut killed)?;
+            report.strangers_killed += look.killed;
             killed.retain(|_, pidfd| !crate::sys::file::ready_to_read(pidfd.as_fd()).unwrap_or(false));
-            if dying.is_empty() && killed.is_empty() {
+            if look.found == 0 && killed.is_empty() {
                 break;
             }
             if Instant::now() >= deadline {
+                let dying = self.strangers()?;
                 let detail = format!("{} processes, such as {:?}", dying.len(), dying.first());
                 return Err(Quarantine::new(Reason::StrangerAlive, detail));
             }
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(2));
         }
-        for process in &self.processes {
-            if process.exited()? {
-                return Err(Quarantine::new(Reason::ProcessVanished, format!("process {}", process.pid)));
-            }
-        }
+        // That no process of the snapshot has exited needs no look: each of its threads has reported its stop
+        // since this began, and can only be killed from there, which the next request to it would tell.
         Ok(extra)
     }
 
-    /// Attaches to a thread of the snapshot. A stranger that traces it lets it go when it dies.
-    fn interrupt(
+    /// Attaches to a thread that the request started. A stranger that traces it lets it go when it dies.
+    fn attach(
         &self,
         tracer: &mut Tracer,
         pid: i32,
@@ -297,7 +331,7 @@ impl Snapshot {
     ) -> Result<bool, Quarantine> {
         let deadline = Instant::now() + self.options.step_deadline;
         loop {
-            match tracer.interrupt(pid, tid) {
+            match tracer.attach(pid, tid) {
                 Err(q) if q.reason == Reason::Traced && !killed.is_empty() && Instant::now() < deadline => {
                     std::thread::sleep(Duration::from_micros(100));
                 }
@@ -334,14 +368,13 @@ impl Snapshot {
         Ok(pids)
     }
 
-    /// Sends SIGKILL to every stranger, without attaching to any. Handles of those killed go to `killed`;
-    /// returns how many are new there.
-    fn kill_strangers(&self, killed: &mut BTreeMap<i32, OwnedFd>) -> Result<u64, Quarantine> {
+    /// Sends SIGKILL to every stranger, without attaching to any. Handles of those killed go to `killed`.
+    fn kill_strangers(&self, killed: &mut BTreeMap<i32, OwnedFd>) -> Result<Look, Quarantine> {
         let found = self.strangers()?;
+        let mut look = Look { found: found.len(), killed: 0 };
         if found.is_empty() {
-            return Ok(0);
+            return Ok(look);
         }
-        let mut new = 0;
         let mut handles: Vec<(Pid, OwnedFd)> = Vec::with_capacity(found.len());
         for pid in found {
             if let Ok(handle) = calls::pidfd_open(pid.as_raw()) {
@@ -355,11 +388,23 @@ impl Snapshot {
             if still.contains(&pid) {
                 // An error means that it is gone.
                 let _ = calls::pidfd_kill(handle.as_fd(), libc::SIGKILL);
-                new += u64::from(killed.insert(pid.as_raw(), handle).is_none());
+                look.killed += u64::from(killed.insert(pid.as_raw(), handle).is_none());
             }
         }
-        Ok(new)
+        Ok(look)
     }
+}
+
+/// A look for strangers.
+struct Look {
+    /// How many there were, dying ones included.
+    found: usize,
+    /// How many of them got their SIGKILL now.
+    killed: u64,
+}
+
+fn lost() -> Quarantine {
+    Quarantine::new(Reason::Killed, "an earlier rewind failed")
 }
 
 fn vanished(process: &Process, tid: i32) -> Quarantine {

@@ -8,7 +8,7 @@ use support::{Puppet, paranoid, wait_for};
 
 /// Pristine or given up; never anything between. Returns whether it was rewound.
 fn rewound_or_dead(p: &Puppet, c: &mut support::Checked) -> bool {
-    match c.snapshot.rewind(&mut || Ok(())) {
+    match c.try_rewind() {
         Ok(_) => true,
         Err(quarantine) => {
             eprintln!("given up: {}", support::chain(&quarantine));
@@ -192,9 +192,9 @@ fn every_fault_ends_in_a_dead_or_an_unharmed_container() {
         let mut p = Puppet::python();
         if point.name().starts_with("checkpoint") {
             faults.arm(*point);
-            match snapshot::checkpoint(&p.target, &options, &mut || Ok(())) {
+            match p.try_checkpoint(&options) {
                 Err(snapshot::CheckpointError::Refused(q)) => assert_eq!(q.reason, Reason::FaultInjected),
-                other => panic!("{}: {:?}", point.name(), other.map(|(_, report)| report)),
+                other => panic!("{}: {:?}", point.name(), other.map(|c| c.report)),
             }
             faults.disarm();
             assert_eq!(p.py("result = 'alive'"), "\"alive\"", "{}", point.name());
@@ -240,12 +240,13 @@ if os.fork() == 0:
 fn a_dead_engine_kills_the_container_it_has_stopped() {
     needs_engine!();
     let mut p = Puppet::python();
-    let mut c = p.checkpoint();
+    let c = p.checkpoint();
     p.py("pass");
     // The thread that traces panics in the middle of a rewind: its tracees must not stay stopped.
-    let died = std::thread::scope(|scope| {
-        scope.spawn(|| c.snapshot.rewind(&mut || panic!("the engine dies here"))).join().is_err()
+    let died = c.keeper.ask(|kept| {
+        let died = kept.as_mut().expect("a snapshot").rewind(&mut || panic!("the engine dies here"));
+        died.is_err()
     });
-    assert!(died);
+    assert_eq!(died, Err(snapshot::Gone));
     p.wait_dead();
 }

@@ -25,7 +25,7 @@ fn any_sequence(options: &Options, cases: u32) {
     let result = runner.run(&proptest::collection::vec(operation(), 1..30), |operations| {
         let line = operations.join(";");
         puppet.borrow_mut().ask(&line);
-        let rewound = checked.borrow_mut().snapshot.rewind(&mut || Ok(()));
+        let rewound = checked.borrow_mut().try_rewind();
         match rewound {
             Ok(_) => {}
             // The arena holds two file mappings, and losing one is for ever: not the property under test, but

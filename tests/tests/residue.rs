@@ -35,7 +35,7 @@ use rewind_tests::Lab;
 use rewind_tests::docker::Docker;
 use rewind_tests::message::{Action, Activation};
 use serde_json::{Value, json};
-use snapshot::{CheckpointError, Quarantine, Snapshot, Target};
+use snapshot::{CheckpointError, Keeper, Kept, Quarantine, Snapshot, Target};
 
 /// What actions run in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -521,16 +521,22 @@ fn secret() -> String {
 
 /// A container and its pristine state.
 struct Protected {
-    snapshot: Snapshot,
-    sealed: Sealed,
+    keeper: Keeper<State>,
     container: Container,
 }
 
-impl Protected {
-    /// The outer error is of the test's making, the inner one a checkpoint that was refused.
-    fn start(docker: &Docker, runtime: Runtime, prepared: &str) -> Result<Result<Self, String>, String> {
-        let container = Container::start(docker, runtime, prepared)?;
-        let init = nix::unistd::Pid::from_raw(container.init);
+/// The pristine state, once it has been recorded.
+#[derive(Default)]
+struct State(Option<(Snapshot, Sealed)>);
+
+impl Kept for State {
+    fn snapshot(&mut self) -> Option<&mut Snapshot> {
+        self.0.as_mut().map(|(snapshot, _)| snapshot)
+    }
+}
+
+impl State {
+    fn record(&mut self, init: nix::unistd::Pid) -> Result<Result<(), String>, String> {
         let target = Target::from_init(init).map_err(|error| chain(&error))?;
         let mut sealed = None;
         let mut files = || -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
@@ -548,17 +554,33 @@ impl Protected {
             }
             Err(error) => return Err(chain(&error)),
         };
-        let sealed = sealed.ok_or("the checkpoint did not seal the files")?;
-        Ok(Ok(Self { snapshot, sealed, container }))
+        self.0 = Some((snapshot, sealed.ok_or("the checkpoint did not seal the files")?));
+        Ok(Ok(()))
     }
 
     fn rewind(&mut self) -> Result<(), String> {
-        let sealed = &mut self.sealed;
+        let (snapshot, sealed) = self.0.as_mut().ok_or("there is no checkpoint")?;
         let mut files = || -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
             sealed.rewind()?;
             Ok(())
         };
-        self.snapshot.rewind(&mut files).map(|_| ()).map_err(|quarantine| reason(&quarantine))
+        snapshot.rewind(&mut files).map(|_| ()).map_err(|quarantine| reason(&quarantine))
+    }
+}
+
+impl Protected {
+    /// The outer error is of the test's making, the inner one a checkpoint that was refused.
+    fn start(docker: &Docker, runtime: Runtime, prepared: &str) -> Result<Result<Self, String>, String> {
+        let container = Container::start(docker, runtime, prepared)?;
+        let init = nix::unistd::Pid::from_raw(container.init);
+        let keeper: Keeper<State> =
+            Keeper::start("keeper".to_owned(), State::default).map_err(|error| chain(&error))?;
+        let recorded = keeper.ask(move |state| state.record(init)).map_err(|error| chain(&error))??;
+        Ok(recorded.map(|()| Self { keeper, container }))
+    }
+
+    fn rewind(&mut self) -> Result<(), String> {
+        self.keeper.ask(State::rewind).map_err(|error| chain(&error))?
     }
 }
 

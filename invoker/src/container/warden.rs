@@ -1,10 +1,11 @@
 //! The thread that checkpoints and rewinds one container.
 //!
 //! Tracing ties a traced process to the thread that attached to it, and the work blocks; so each container has a
-//! thread of its own, which owns the snapshot and the sealed files and does one order at a time.
+//! thread of its own, which owns the snapshot and the sealed files and does one order at a time. Between orders it
+//! hands the container's signals on, which stop at their tracer ([`Keeper`]).
 //!
 //! ```text
-//!   Warden (async) --order--> thread: checkpoint | rewind --answer--> Warden
+//!   Warden (async) --order--> thread: checkpoint | rewind | (between them) signals --answer--> Warden
 //! ```
 //!
 //! How many of them work at once is bounded: rewinds compete with requests for processors.
@@ -13,10 +14,9 @@ use super::logs::{Barrier, LogChannel};
 use super::report::{CheckpointReport, QuarantineReason, RewindReport, Verdict};
 use fs_overlay::{FilesQuarantine, FilesReport, OverlayRoot, SealReport, Sealed};
 use nix::unistd::Pid;
-use snapshot::{CheckpointError, Snapshot, Target};
+use snapshot::{CheckpointError, Keeper, Kept, Snapshot, Target};
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, oneshot};
 
@@ -73,15 +73,10 @@ pub(super) enum NoCheckpoint {
     Broken(Verdict),
 }
 
-enum Order {
-    Checkpoint(oneshot::Sender<Result<CheckpointReport, NoCheckpoint>>),
-    Rewind(Option<Barrier>, oneshot::Sender<Result<RewindReport, Verdict>>),
-}
-
 /// The async end of a warden. Dropping it ends the thread, which forgets the snapshot.
 #[derive(Debug)]
 pub(super) struct Warden {
-    orders: mpsc::SyncSender<Order>,
+    keeper: Keeper<Worker>,
     /// Where rewinds take their places.
     rewinds: Arc<Semaphore>,
 }
@@ -95,36 +90,44 @@ impl Warden {
         channel: LogChannel,
     ) -> Result<(Self, CheckpointReport), NoCheckpoint> {
         let options = Arc::clone(&wardens.options);
-        // One order at a time: the types above give no second before the first is answered.
-        let (orders, inbox) = mpsc::sync_channel(1);
-        let worker = Worker { options, init, channel, recorded: None };
-        std::thread::Builder::new()
-            .name(format!("warden-{name}"))
-            .spawn(move || worker.work(&inbox))
-            .map_err(|error| NoCheckpoint::Unharmed(warden_gone(&error)))?;
-        let warden = Self { orders, rewinds: Arc::clone(&wardens.rewinds) };
+        let keeper = Keeper::start(format!("warden-{name}"), move || Worker {
+            options,
+            init,
+            channel,
+            recorded: None,
+        })
+        .map_err(|error| NoCheckpoint::Unharmed(warden_gone(&error)))?;
+        let warden = Self { keeper, rewinds: Arc::clone(&wardens.rewinds) };
         let (answer, waiting) =
-            warden.order(&wardens.checkpoints, Order::Checkpoint).await.map_err(NoCheckpoint::Unharmed)?;
+            warden.order(&wardens.checkpoints, Worker::checkpoint).await.map_err(NoCheckpoint::Unharmed)?;
         answer.map(|report| (warden, CheckpointReport { waiting, ..report }))
     }
 
     /// Puts the container back. After an error it must be destroyed.
     pub(super) async fn rewind(&self, barrier: Option<Barrier>) -> Result<RewindReport, Verdict> {
-        let (answer, waiting) = self.order(&self.rewinds, |answer| Order::Rewind(barrier, answer)).await?;
+        let (answer, waiting) =
+            self.order(&self.rewinds, move |worker| worker.rewind(barrier.as_ref())).await?;
         answer.map(|report| RewindReport { waiting, ..report })
     }
 
     /// Gives an order and waits for its answer, and says how long it waited for a place.
-    async fn order<T>(
+    ///
+    /// A panic in the middle of one leaves nobody knows what. It ends the thread, and the answer's sender is dropped
+    /// with it, which quarantines the container.
+    async fn order<T: Send + 'static>(
         &self,
         places: &Semaphore,
-        order: impl FnOnce(oneshot::Sender<T>) -> Order,
+        order: impl FnOnce(&mut Worker) -> T + Send + 'static,
     ) -> Result<(T, Duration), Verdict> {
         let started = Instant::now();
         let _place = places.acquire().await.map_err(|error| warden_gone(&error))?;
         let waiting = started.elapsed();
         let (answer, answered) = oneshot::channel();
-        self.orders.try_send(order(answer)).map_err(|error| warden_gone(&error))?;
+        let order = move |worker: &mut Worker| {
+            // Nobody waits any more: then nobody wants it.
+            let _ = answer.send(order(worker));
+        };
+        self.keeper.order(order).map_err(|error| warden_gone(&error))?;
         let answer = answered.await.map_err(|error| warden_gone(&error))?;
         Ok((answer, waiting))
     }
@@ -141,25 +144,13 @@ struct Worker {
     recorded: Option<(Snapshot, Sealed)>,
 }
 
-impl Worker {
-    fn work(mut self, inbox: &mpsc::Receiver<Order>) {
-        while let Ok(order) = inbox.recv() {
-            // A panic in the middle of a checkpoint or rewind leaves nobody knows what: the answer's sender is
-            // dropped with it, which quarantines the container, and the thread ends.
-            let done = catch_unwind(AssertUnwindSafe(|| match order {
-                Order::Checkpoint(answer) => {
-                    let _ = answer.send(self.checkpoint());
-                }
-                Order::Rewind(barrier, answer) => {
-                    let _ = answer.send(self.rewind(barrier.as_ref()));
-                }
-            }));
-            if done.is_err() {
-                return;
-            }
-        }
+impl Kept for Worker {
+    fn snapshot(&mut self) -> Option<&mut Snapshot> {
+        self.recorded.as_mut().map(|(memory, _)| memory)
     }
+}
 
+impl Worker {
     fn checkpoint(&mut self) -> Result<CheckpointReport, NoCheckpoint> {
         let started = Instant::now();
         let target = Target::from_init(self.init).map_err(|error| {

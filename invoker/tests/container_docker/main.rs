@@ -6,4 +6,5 @@ mod engine;
 mod logs;
 mod memory;
 mod support;
+mod traced;
 mod transport;

@@ -56,14 +56,15 @@ pub(crate) struct Runner<'a> {
     pub(crate) state: &'a ThreadState,
 }
 
+/// `struct rseq` of Linux 4.18, of which later ones are extensions within the same 32 bytes.
+pub(crate) type Processor = [u8; 32];
+
 impl Runner<'_> {
     /// Makes a stopped thread fit for injected code. Once per stop and thread.
-    pub(crate) fn prepare(&self, mem: &File) -> Result<(), Quarantine> {
+    pub(crate) fn prepare(&self, tracer: &mut Tracer, mem: &File) -> Result<(), Quarantine> {
         let failed = |what: &'static str| move || format!("{what} of thread {}", self.tid);
-        // The container's filter would kill or refuse (Docker's denies userfaultfd). Only while stopped:
-        // detaching clears it.
-        ptrace::set_options(self.tid, ptrace::EXITKILL | ptrace::SUSPEND_SECCOMP)
-            .or_quarantine(Reason::Kernel, failed("suspending seccomp"))?;
+        // The container's filter would kill or refuse (Docker's denies userfaultfd).
+        tracer.suspend_seccomp(self.tid).or_quarantine(Reason::Kernel, failed("suspending seccomp"))?;
         ptrace::set_signal_mask(self.tid, ptrace::ALL_BUT_TRAP)
             .or_quarantine(Reason::InjectionFailed, failed("signal mask"))?;
         if self.state.rseq.pointer != 0 {
@@ -73,6 +74,24 @@ impl Runner<'_> {
                 .or_quarantine(Reason::ThreadAttributes, failed("clearing the rseq section"))?;
         }
         Ok(())
+    }
+
+    /// What the kernel tells the thread about the processor it runs on, if it registered for that.
+    pub(crate) fn processor(&self, mem: &File) -> Result<Option<Processor>, Quarantine> {
+        if self.state.rseq.pointer == 0 {
+            return Ok(None);
+        }
+        let mut bytes = Processor::default();
+        mem.read_exact_at(&mut bytes, self.state.rseq.pointer)
+            .or_quarantine(Reason::ThreadAttributes, || format!("rseq of thread {}", self.tid))?;
+        Ok(Some(bytes))
+    }
+
+    /// Puts back what [`Runner::processor`] gave, after the thread ran with its memory as it shall be.
+    pub(crate) fn set_processor(&self, mem: &File, bytes: Option<Processor>) -> Result<(), Quarantine> {
+        let Some(bytes) = bytes else { return Ok(()) };
+        mem.write_all_at(&bytes, self.state.rseq.pointer)
+            .or_quarantine(Reason::ThreadAttributes, || format!("rseq of thread {}", self.tid))
     }
 }
 
@@ -207,7 +226,6 @@ impl Agent {
                         })?
                         .rip;
                     if rip == end {
-                        tracer.end_step();
                         let mut bytes = vec![0; batch.size()];
                         self.memory.read(lane * LANE, &mut bytes);
                         return Ok(Answers::new(bytes));
@@ -259,7 +277,6 @@ impl Agent {
         tracer.begin_step();
         loop {
             if event(tracer, runner)? == Event::Gone {
-                tracer.end_step();
                 return Ok(());
             }
             if tracer.expired() {
@@ -352,7 +369,6 @@ fn single_step(
     ptrace::step(runner.tid).or_quarantine(Reason::InjectionFailed, failed)?;
     tracer.begin_step();
     let event = event(tracer, runner)?;
-    tracer.end_step();
     let after = ptrace::registers(runner.tid).or_quarantine(Reason::InjectionFailed, failed)?;
     if event != Event::Signal(libc::SIGTRAP) || after.rip != entry + 2 {
         return Err(ended_at(runner, after.rip));

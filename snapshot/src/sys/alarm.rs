@@ -1,40 +1,22 @@
 //! Bounded waits for tracees.
 //!
-//! ptrace events arrive only through `waitpid`, which has no time-out. Polling with `WNOHANG` was measured to
-//! be twenty times worse on two cores, `SIGCHLD` is not delivered per thread, and a pidfd of a live tracee
-//! does not tell that it stopped. So the wait blocks, and a timer of this very thread interrupts it: the
-//! signal's handler does nothing and is installed without `SA_RESTART`, hence `waitpid` returns `EINTR`.
-//! The timer repeats, so a shot that falls between the check and the wait is followed by another.
+//! A wait of [`wake`] ends when its thread gets the signal; here a timer sends it. The timer runs through a
+//! whole operation and ticks rarely, while each step of the operation only notes its own deadline, which costs
+//! no system call: a wait ends at the first tick after its deadline.
 
+use super::wake;
 use nix::errno::Errno;
 use std::io;
 use std::mem::MaybeUninit;
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-/// How soon a missed shot is repeated.
-const REPEAT: Duration = Duration::from_millis(10);
+/// The first tick of an operation. Its waits are over by then, unless something is in the way; then the first
+/// tick is when to look what.
+const FIRST: Duration = Duration::from_millis(2);
+/// The later ones: by how much a step may exceed its deadline.
+const TICK: Duration = Duration::from_millis(50);
 
-/// The signal used: real-time, so that nothing in the standard library or in tokio listens to it.
-fn signal() -> libc::c_int {
-    libc::SIGRTMIN() + 9
-}
-
-extern "C" fn ignore(_: libc::c_int) {}
-
-/// Installs the empty handler, once per process.
-fn install() -> Result<(), Errno> {
-    static DONE: OnceLock<Result<(), Errno>> = OnceLock::new();
-    *DONE.get_or_init(|| {
-        // SAFETY: an all-zero sigaction is valid: no flags (so no SA_RESTART), an empty mask.
-        let mut action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
-        action.sa_sigaction = ignore as extern "C" fn(libc::c_int) as usize;
-        // SAFETY: `action` is fully initialised; the handler touches nothing and is async-signal-safe.
-        Errno::result(unsafe { libc::sigaction(signal(), &raw const action, std::ptr::null_mut()) }).map(drop)
-    })
-}
-
-/// A timer that interrupts blocking calls of the thread that made it.
+/// A timer that interrupts waits of the thread that made it.
 #[derive(Debug)]
 pub(crate) struct Alarm {
     timer: libc::timer_t,
@@ -42,21 +24,13 @@ pub(crate) struct Alarm {
 }
 
 impl Alarm {
-    /// An alarm for the calling thread, not yet armed. It must be used on this thread only.
+    /// An alarm for the calling thread, not yet running. It must be used on this thread only.
     pub(crate) fn new() -> io::Result<Alarm> {
-        install()?;
-        let mut mask = MaybeUninit::<libc::sigset_t>::uninit();
-        // SAFETY: sigemptyset initialises the set it is given.
-        unsafe { libc::sigemptyset(mask.as_mut_ptr()) };
-        // SAFETY: the set was initialised above, the number is a valid signal.
-        unsafe { libc::sigaddset(mask.as_mut_ptr(), signal()) };
-        // SAFETY: the set is initialised; only the calling thread's mask changes.
-        unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, mask.as_ptr(), std::ptr::null_mut()) };
-
+        wake::prepare_thread()?;
         // SAFETY: an all-zero sigevent is valid; the fields used are set below.
         let mut event: libc::sigevent = unsafe { MaybeUninit::zeroed().assume_init() };
         event.sigev_notify = libc::SIGEV_THREAD_ID;
-        event.sigev_signo = signal();
+        event.sigev_signo = wake::signal();
         event.sigev_notify_thread_id = nix::unistd::gettid().as_raw();
         let mut timer = std::ptr::null_mut();
         // SAFETY: `event` and `timer` live through the call; the kernel copies them.
@@ -64,15 +38,19 @@ impl Alarm {
         Ok(Alarm { timer, deadline: Instant::now() })
     }
 
-    /// Starts a step that may take `length`.
-    pub(crate) fn arm(&mut self, length: Duration) {
-        self.deadline = Instant::now() + length;
-        self.set(length, REPEAT);
+    /// An operation begins: ticks from now on.
+    pub(crate) fn start(&mut self) {
+        self.set(FIRST, TICK);
     }
 
-    /// The step is over: no more interruptions.
-    pub(crate) fn disarm(&mut self) {
+    /// The operation is over: no more ticks.
+    pub(crate) fn stop(&mut self) {
         self.set(Duration::ZERO, Duration::ZERO);
+    }
+
+    /// Begins a step of the operation that may take `length`.
+    pub(crate) fn step(&mut self, length: Duration) {
+        self.deadline = Instant::now() + length;
     }
 
     /// Whether the time of the step is up.
@@ -83,7 +61,7 @@ impl Alarm {
     fn set(&self, first: Duration, repeat: Duration) {
         let spec = libc::itimerspec { it_value: timespec(first), it_interval: timespec(repeat) };
         // SAFETY: the timer is ours and lives as long as `self`; `spec` is initialised. It cannot fail with
-        // these values, and if it did, the step would lose its bound only until the next one arms it.
+        // these values, and if it did, the operation would lose its bound only until the next one starts it.
         unsafe { libc::timer_settime(self.timer, 0, &raw const spec, std::ptr::null_mut()) };
     }
 }
@@ -107,18 +85,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_blocking_call_is_interrupted_at_the_deadline() {
+    fn a_wait_ends_after_the_deadline_of_its_step() {
         let mut alarm = Alarm::new().expect("a timer");
-        alarm.arm(Duration::from_millis(5));
-        // A pipe nobody writes to: the read would block for ever.
-        let (read, _write) = nix::unistd::pipe().expect("a pipe");
-        let mut byte = [0u8];
-        loop {
-            match nix::unistd::read(&read, &mut byte) {
-                Err(Errno::EINTR) if alarm.expired() => break,
-                Err(Errno::EINTR) => {}
-                other => panic!("the read ended with {other:?}"),
+        alarm.start();
+        for _ in 0..3 {
+            alarm.step(Duration::from_millis(5));
+            while !alarm.expired() {
+                wake::sleep(&wake::NEVER);
             }
         }
+        alarm.stop();
     }
 }

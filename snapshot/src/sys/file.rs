@@ -150,10 +150,20 @@ pub(crate) fn ready_to_read(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
 
 /// Whether one of `events` holds now.
 pub(crate) fn poll(fd: BorrowedFd<'_>, events: libc::c_short) -> Result<bool, Errno> {
+    Ok(ready(fd, events)? & events != 0)
+}
+
+/// Which of `events` hold now, and what always counts (errors and hang-ups).
+pub(super) fn ready(fd: BorrowedFd<'_>, events: libc::c_short) -> Result<libc::c_short, Errno> {
     let mut set = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
-    // SAFETY: one pollfd, no waiting.
-    Errno::result(unsafe { libc::poll(&raw mut set, 1, 0) })?;
-    Ok(set.revents & events != 0)
+    loop {
+        // SAFETY: one pollfd, no waiting.
+        match Errno::result(unsafe { libc::poll(&raw mut set, 1, 0) }) {
+            // An alarm's tick: the one call here that is not restarted by itself.
+            Err(Errno::EINTR) => {}
+            done => return done.map(|_| set.revents),
+        }
+    }
 }
 
 /// A timer descriptor's setting.

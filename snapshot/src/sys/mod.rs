@@ -13,6 +13,7 @@ pub(crate) mod namespace;
 pub(crate) mod process;
 pub(crate) mod ptrace;
 pub(crate) mod socket;
+pub(crate) mod wake;
 
 /// The page size of x86-64.
 pub(crate) const PAGE: u64 = 4096;

@@ -4,8 +4,10 @@
 //! `ESRCH`: it cannot harm memory of this process, which is why these functions are safe to call.
 
 use super::alarm::Alarm;
+use super::wake;
 use nix::errno::Errno;
-use std::mem::MaybeUninit;
+use std::mem::{MaybeUninit, offset_of};
+use std::sync::atomic::AtomicU32;
 
 pub(crate) use libc::user_regs_struct as Registers;
 
@@ -19,7 +21,7 @@ pub(crate) const ALL_BUT_TRAP: SignalMask = !(1 << (libc::SIGTRAP - 1));
 /// Kill the tracee when the tracer dies: a container must never be left stopped by a dead engine.
 pub(crate) const EXITKILL: libc::c_int = libc::PTRACE_O_EXITKILL;
 /// Injected system calls pass the container's seccomp filter. Only ever set on a stopped thread, and cleared
-/// by detaching.
+/// before it runs on.
 pub(crate) const SUSPEND_SECCOMP: libc::c_int = libc::PTRACE_O_SUSPEND_SECCOMP;
 
 const NT_X86_XSTATE: usize = 0x202;
@@ -54,6 +56,12 @@ pub(crate) fn resume(tid: i32, signal: i32) -> Result<(), Errno> {
     unsafe { request(libc::PTRACE_CONT, tid, 0, usize::try_from(signal).unwrap_or(0)) }
 }
 
+/// Leaves a thread in its job-control stop, so that `SIGCONT` ends it as it always does.
+pub(crate) fn listen(tid: i32) -> Result<(), Errno> {
+    // SAFETY: PTRACE_LISTEN has no arguments.
+    unsafe { request(libc::PTRACE_LISTEN, tid, 0, 0) }
+}
+
 /// Lets a stopped thread execute one instruction.
 pub(crate) fn step(tid: i32) -> Result<(), Errno> {
     // SAFETY: PTRACE_SINGLESTEP takes a signal number, here none.
@@ -79,6 +87,13 @@ pub(crate) fn registers(tid: i32) -> Result<Registers, Errno> {
     unsafe { request(libc::PTRACE_GETREGS, tid, 0, regs.as_mut_ptr() as usize) }?;
     // SAFETY: initialised by the successful request above.
     Ok(unsafe { regs.assume_init() })
+}
+
+/// Sets the result of the system call that a stopped thread is about to leave.
+pub(crate) fn set_result(tid: i32, result: i64) -> Result<(), Errno> {
+    let (rax, result) = (offset_of!(Registers, rax), usize::try_from(result.cast_unsigned()).unwrap_or(0));
+    // SAFETY: PTRACE_POKEUSER takes an offset into `struct user`, which begins with the registers, and a word.
+    unsafe { request(libc::PTRACE_POKEUSER, tid, rax, result) }
 }
 
 /// Sets the general registers of a stopped thread.
@@ -180,7 +195,7 @@ pub(crate) fn set_dispatch(tid: i32, config: &Dispatch) -> Result<(), Errno> {
 /// What a tracee reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Event {
-    /// It stopped because of [`interrupt`].
+    /// It stopped because of [`interrupt`], or a job-control stop has ended.
     Interrupted,
     /// It is in a job-control stop.
     GroupStop,
@@ -202,11 +217,8 @@ pub(crate) enum WaitError {
 /// Waits for the next event of one tracee of this thread.
 pub(crate) fn wait(tid: i32, alarm: &Alarm) -> Result<Event, WaitError> {
     loop {
-        let mut status = 0;
-        // SAFETY: `status` lives through the call. __WNOTHREAD restricts the wait to tracees of this thread.
-        let got = unsafe { libc::waitpid(tid, &raw mut status, libc::__WALL | libc::__WNOTHREAD) };
-        match Errno::result(got) {
-            Ok(_) => return Ok(decode(status)),
+        match wake::wait(tid, &wake::NEVER) {
+            Ok((_, status)) => return Ok(decode(status)),
             Err(Errno::EINTR) if alarm.expired() => return Err(WaitError::Timeout),
             Err(Errno::EINTR) => {}
             Err(Errno::ECHILD) => return Ok(Event::Gone),
@@ -215,17 +227,10 @@ pub(crate) fn wait(tid: i32, alarm: &Alarm) -> Result<Event, WaitError> {
     }
 }
 
-/// Takes what a dying tracee has to report, without waiting; true if it is gone.
-pub(crate) fn collected(tid: i32) -> bool {
-    let mut status = 0;
-    let options = libc::__WALL | libc::__WNOTHREAD | libc::WNOHANG;
-    // SAFETY: `status` lives through the call.
-    match unsafe { libc::waitpid(tid, &raw mut status, options) } {
-        0 => false,
-        got if got == tid => decode(status) == Event::Gone,
-        // No such tracee (any more).
-        _ => true,
-    }
+/// Waits for the next event of any tracee of this thread: whose it is, and what. `EINTR`: the alarm ticked or
+/// `flag` is set; `ECHILD`: there is no tracee. The wait sees children of this thread, too, and takes their end.
+pub(crate) fn wait_any(flag: &AtomicU32) -> Result<(i32, Event), Errno> {
+    wake::wait(-1, flag).map(|(tid, status)| (tid, decode(status)))
 }
 
 fn decode(status: i32) -> Event {

@@ -117,8 +117,5 @@ pub(crate) fn names(fd: BorrowedFd<'_>) -> (Vec<u8>, Vec<u8>) {
 /// The events that hold for a socket now.
 pub(crate) fn readiness(fd: BorrowedFd<'_>) -> Result<i16, Errno> {
     let events = libc::POLLIN | libc::POLLOUT | libc::POLLRDHUP;
-    let mut set = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
-    // SAFETY: one pollfd, no waiting.
-    Errno::result(unsafe { libc::poll(&raw mut set, 1, 0) })?;
-    Ok(set.revents)
+    super::file::ready(fd, events)
 }

@@ -1,7 +1,10 @@
 //! Programs in a sandbox of their own: fresh namespaces, a control group, no Docker.
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "each test file uses a part")]
 
-use snapshot::{CheckpointReport, Options, Pid, Quarantine, Reason, RewindReport, Snapshot, Target};
+use snapshot::{
+    CheckpointError, CheckpointReport, Keeper, Options, Pid, Quarantine, Reason, RewindReport, Snapshot,
+    Target,
+};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -154,15 +157,25 @@ impl Puppet {
     }
 
     pub fn checkpoint_with(&mut self, options: &Options) -> Checked {
-        let (snapshot, report) = snapshot::checkpoint(&self.target, options, &mut || Ok(()))
-            .unwrap_or_else(|e| panic!("{}", chain(&e)));
-        Checked { snapshot, report }
+        self.try_checkpoint(options).unwrap_or_else(|e| panic!("{}", chain(&e)))
+    }
+
+    /// Tries to checkpoint, on a thread that goes on to serve the snapshot.
+    pub fn try_checkpoint(&mut self, options: &Options) -> Result<Checked, CheckpointError> {
+        let (target, options) = (self.target.clone(), options.clone());
+        let keeper = Keeper::start("keeper".to_owned(), || None).expect("a thread");
+        let report = keeper.ask(move |kept| {
+            let (snapshot, report) = snapshot::checkpoint(&target, &options, &mut || Ok(()))?;
+            *kept = Some(snapshot);
+            Ok(report)
+        });
+        Ok(Checked { keeper, report: report.expect("the keeper lives")? })
     }
 
     /// The refusal of a checkpoint.
     pub fn refused(&mut self) -> Reason {
-        match snapshot::checkpoint(&self.target, &paranoid(), &mut || Ok(())) {
-            Err(snapshot::CheckpointError::Refused(quarantine)) => quarantine.reason,
+        match self.try_checkpoint(&paranoid()) {
+            Err(CheckpointError::Refused(quarantine)) => quarantine.reason,
             Err(other) => panic!("not refused but {}", chain(&other)),
             Ok(_) => panic!("a checkpoint was taken"),
         }
@@ -192,22 +205,36 @@ impl Drop for Puppet {
     }
 }
 
-/// A snapshot with its report.
+/// A snapshot that is served, with its report.
 pub struct Checked {
-    pub snapshot: Snapshot,
+    pub keeper: Keeper<Option<Snapshot>>,
     pub report: CheckpointReport,
 }
 
 impl Checked {
+    pub fn try_rewind(&mut self) -> Result<RewindReport, Quarantine> {
+        self.with(|snapshot| snapshot.rewind(&mut || Ok(())))
+    }
+
     pub fn rewind(&mut self) -> RewindReport {
-        self.snapshot.rewind(&mut || Ok(())).unwrap_or_else(|q| panic!("{}", chain(&q)))
+        self.try_rewind().unwrap_or_else(|q| panic!("{}", chain(&q)))
     }
 
     pub fn quarantined(&mut self) -> Quarantine {
-        match self.snapshot.rewind(&mut || Ok(())) {
+        match self.try_rewind() {
             Err(quarantine) => quarantine,
             Ok(report) => panic!("rewound: {report:?}"),
         }
+    }
+
+    /// Works on the snapshot on its thread.
+    pub fn with<T: Send + 'static>(&self, work: impl FnOnce(&mut Snapshot) -> T + Send + 'static) -> T {
+        self.keeper.ask(|kept| work(kept.as_mut().expect("a snapshot"))).expect("the keeper lives")
+    }
+
+    /// Gives the snapshot up.
+    pub fn forget(self) -> Result<(), Quarantine> {
+        self.keeper.ask(|kept| kept.take().expect("a snapshot").forget()).expect("the keeper lives")
     }
 }
 
