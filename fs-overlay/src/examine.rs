@@ -1,5 +1,6 @@
 //! Looking for changes: the statuses of today against the manifest.
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -11,6 +12,8 @@ use crate::contents::{self, Contents, Layout, Store};
 use crate::lower::{LowerDirectory, LowerEntry, is_opaque};
 use crate::manifest::{Body, Node, Source, Touch};
 use crate::report::{FilesQuarantine, FilesReason};
+use crate::swap::Fresh;
+use crate::undo::open_entry;
 use crate::work::{Stop, Work};
 
 /// A path below the root of a tree, one name a step. Empty for the root itself.
@@ -29,6 +32,8 @@ pub(crate) struct Tree {
     pub(crate) mapped_writes_tell: bool,
     /// Image layers below.
     pub(crate) layers: Vec<OwnedFd>,
+    /// Whether the topmost layer is a copy of what was sealed: the root has been swapped.
+    pub(crate) on_sealed: bool,
     pub(crate) node: Node,
 }
 
@@ -136,8 +141,37 @@ impl Tree {
         }
     }
 
+    /// This root now is a fresh overlay over a copy of what was sealed: its upper must look like the
+    /// root did, and holds nothing yet. Gives the descriptors of what it was before.
+    pub(crate) fn put_on(&mut self, fresh: &Fresh, sealed: OwnedFd) -> Result<[OwnedFd; 2], Stop> {
+        let status = at::status(&fresh.upper)?;
+        let attributes = at::attributes(&fresh.upper)?;
+        if !same_status(&self.node, &status, true)
+            || status.kind != Kind::Directory
+            || attributes != self.node.attributes
+        {
+            return Err(Stop::Reason(FilesReason::NotRestored, "the fresh root differs from the sealed one"));
+        }
+        let body = Body::Directory { children: BTreeMap::new(), opaque: false, held: None };
+        self.node = Node { status, recorded: at::coarse_now(), touched: Touch::No, attributes, body };
+        let scan = std::mem::replace(&mut self.scan, at::reference(&fresh.upper)?);
+        let edit = std::mem::replace(&mut self.edit, at::reference(&fresh.mount)?);
+        if !self.on_sealed {
+            self.layers.insert(0, sealed);
+            self.on_sealed = true;
+        }
+        Ok([edit, scan])
+    }
+
+    /// The status of an entry where entries are looked at; nothing when there is none.
+    pub(crate) fn found(&self, path: &[OsString]) -> Result<Option<Status>, Stop> {
+        Ok(open_entry(&self.scan, path)?.map(at::status).transpose()?)
+    }
+
     /// Every difference between the manifest and the tree. Nothing is changed but the manifest's
     /// own notes of when an entry was last known to be as recorded.
+    ///
+    /// If there are `enough` of them the rest is not looked for, and the second answer is `false`.
     ///
     /// With [`Purpose::Verify`], entries that were touched are compared in full and recorded anew;
     /// any difference then is one that could not be undone.
@@ -146,8 +180,10 @@ impl Tree {
         purpose: Purpose,
         store: &Store,
         work: &mut Work<'_>,
-    ) -> Result<Vec<Delta>, FilesQuarantine> {
-        let mut walk = Walk { purpose, store, work, path: Vec::new(), hiding: 0, held: 0, found: Vec::new() };
+        enough: u64,
+    ) -> Result<(Vec<Delta>, bool), FilesQuarantine> {
+        let (path, found) = (Vec::new(), Vec::new());
+        let mut walk = Walk { purpose, store, work, path, hiding: 0, held: 0, enough, found };
         // The manifest is taken out for the walk, since the tree's own methods read the layers.
         let placeholder = Node {
             status: self.node.status,
@@ -161,8 +197,11 @@ impl Tree {
         self.node = node;
         let path = walk.path;
         let found = walk.found;
+        if let Err(Stop::Enough) = result {
+            return Ok((found, false));
+        }
         result
-            .map(|()| found)
+            .map(|()| (found, true))
             .map_err(|stop| stop.at(&self.shown(&path), FilesReason::ExamineFailed, "looking for changes"))
     }
 }
@@ -177,6 +216,8 @@ struct Walk<'w, 'o> {
     hiding: usize,
     /// How many directories are held open for the next walk.
     held: usize,
+    /// As many differences as are of interest.
+    enough: u64,
     found: Vec<Delta>,
 }
 
@@ -203,9 +244,10 @@ impl Walk<'_, '_> {
         self.hiding += usize::from(*opaque);
         if !unchanged_names {
             // A directory may have been filled without end: names are bounded before they are kept.
-            let names_max = (children.len() as u64).saturating_add(self.work.notes_max());
-            let names = at::names_within(directory, names_max)?
-                .ok_or(Stop::Reason(FilesReason::TooManyChanges, "listing a directory"))?;
+            let names_max = (children.len() as u64).saturating_add(self.work.notes_max().min(self.enough));
+            let Some(names) = at::names_within(directory, names_max)? else {
+                return Err(self.too_many());
+            };
             for name in names {
                 if children.contains_key(&name) {
                     continue;
@@ -383,16 +425,23 @@ impl Walk<'_, '_> {
     }
 
     fn note(&mut self, what: What) -> Result<(), Stop> {
-        if self.found.len() as u64 >= self.work.notes_max() {
-            return Err(Stop::Reason(FilesReason::TooManyChanges, "looking for changes"));
+        if self.found.len() as u64 >= self.work.notes_max().min(self.enough) {
+            return Err(self.too_many());
         }
         self.found.push(Delta { path: self.path.clone(), what });
         Ok(())
     }
+
+    fn too_many(&self) -> Stop {
+        if self.enough <= self.work.notes_max() {
+            return Stop::Enough;
+        }
+        Stop::Reason(FilesReason::TooManyChanges, "looking for changes")
+    }
 }
 
 /// Whether everything that can be put back is as the manifest says.
-fn same_status(node: &Node, status: &Status, access_time: bool) -> bool {
+pub(crate) fn same_status(node: &Node, status: &Status, access_time: bool) -> bool {
     let wanted = &node.status;
     // A directory's size and link count follow its entries and its history.
     let directory = wanted.kind == Kind::Directory;

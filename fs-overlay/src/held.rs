@@ -32,20 +32,8 @@ impl Held {
     ///
     /// A process that ends meanwhile is skipped; the container is frozen, so it was none of it.
     pub(crate) fn look(process: &OwnedFd) -> io::Result<Self> {
-        let mounts = at::link_target(process, OsStr::new("ns/mnt"))?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let all = rustix::fs::open("/proc", flags, Mode::empty())?;
         let mut held = Self::default();
-        for name in at::names(&all)? {
-            if !name.as_bytes().first().is_some_and(u8::is_ascii_digit) {
-                continue;
-            }
-            let Ok(other) = rustix::fs::openat(&all, &name, flags, Mode::empty()) else { continue };
-            match at::link_target(&other, OsStr::new("ns/mnt")) {
-                Ok(theirs) if theirs == mounts => held.look_at(&other)?,
-                _ => {}
-            }
-        }
+        sharing_mounts(process, |other| held.look_at(&other))?;
         Ok(held)
     }
 
@@ -62,9 +50,9 @@ impl Held {
         let maps = rustix::fs::openat(process, "maps", flags, Mode::empty())?;
         let mut text = Vec::new();
         std::fs::File::from(maps).read_to_end(&mut text)?;
-        for line in text.split(|byte| *byte == b'\n').filter(|line| line.ends_with(DELETED)) {
-            if let Some((inode, path)) = mapped_file(line) {
-                self.mapped.insert(path.to_vec(), inode);
+        for line in text.split(|byte| *byte == b'\n').filter(|line| is_deleted(line)) {
+            if let Some(mapping) = mapped_file(line) {
+                self.mapped.insert(mapping.path.to_vec(), mapping.inode);
             }
         }
         Ok(())
@@ -74,7 +62,7 @@ impl Held {
     fn look_at_link(&mut self, directory: &OwnedFd, name: &OsStr) {
         // A link that cannot be read or followed leads to no file.
         let Ok(target) = at::link_target(directory, name) else { return };
-        if !target.ends_with(DELETED) {
+        if !is_deleted(&target) {
             return;
         }
         let flags = OFlags::PATH | OFlags::CLOEXEC;
@@ -99,28 +87,84 @@ impl Held {
     }
 }
 
-/// Inode number and path of a line of maps, unless it is memory that never had a name in a file
-/// tree.
-fn mapped_file(line: &[u8]) -> Option<(u64, &[u8])> {
+/// Whether the kernel's path of an open or mapped entry says that it has no name any more.
+pub(crate) fn is_deleted(path: &[u8]) -> bool {
+    path.ends_with(DELETED)
+}
+
+/// Gives every process that shares the mounts of one process (itself included) to a function.
+///
+/// A process that ends meanwhile is skipped; the container is frozen, so it was none of it.
+pub(crate) fn sharing_mounts<E: From<io::Error>>(
+    process: &OwnedFd,
+    mut give: impl FnMut(OwnedFd) -> Result<(), E>,
+) -> Result<(), E> {
+    let mounts = at::link_target(process, OsStr::new("ns/mnt"))?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let all = rustix::fs::open("/proc", flags, Mode::empty()).map_err(io::Error::from)?;
+    for name in at::names(&all)? {
+        if !name.as_bytes().first().is_some_and(u8::is_ascii_digit) {
+            continue;
+        }
+        let mut namespace = name.clone();
+        namespace.push("/ns/mnt");
+        if at::link_target(&all, &namespace).is_ok_and(|theirs| theirs == mounts)
+            && let Ok(other) = rustix::fs::openat(&all, &name, flags, Mode::empty())
+        {
+            give(other)?;
+        }
+    }
+    Ok(())
+}
+
+/// A line of maps that shows a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Mapping<'a> {
+    pub(crate) writable: bool,
+    pub(crate) shared: bool,
+    pub(crate) inode: u64,
+    /// As the kernel writes it, which is with line feeds escaped.
+    pub(crate) path: &'a [u8],
+}
+
+/// Reads a line of maps, unless it shows memory that never had a name in a file tree.
+pub(crate) fn mapped_file(line: &[u8]) -> Option<Mapping<'_>> {
     // address perms offset dev inode path; the path begins at a fixed column and may hold spaces.
     let mut rest = line;
-    let mut inode = None;
-    for field in 0..5 {
+    let mut fields = [&b""[..]; 5];
+    for field in &mut fields {
         let start = rest.iter().position(|byte| *byte != b' ')?;
         rest = &rest[start..];
         let end = rest.iter().position(|byte| *byte == b' ')?;
-        if field == 4 {
-            inode = std::str::from_utf8(&rest[..end]).ok()?.parse().ok();
-        }
-        rest = &rest[end..];
+        (*field, rest) = rest.split_at(end);
     }
+    let [_, permissions, _, _, inode] = fields;
+    let inode = std::str::from_utf8(inode).ok()?.parse().ok()?;
     let start = rest.iter().position(|byte| *byte != b' ')?;
     let path = &rest[start..];
     let nameless = [&b"/memfd:"[..], b"/dev/zero", b"/SYSV", b"/[aio]"];
-    if nameless.iter().any(|prefix| path.starts_with(prefix)) {
+    if path.first() != Some(&b'/') || nameless.iter().any(|prefix| path.starts_with(prefix)) {
         return None;
     }
-    inode.map(|inode| (inode, path))
+    let writable = permissions.contains(&b'w');
+    let shared = permissions.contains(&b's');
+    Some(Mapping { writable, shared, inode, path })
+}
+
+/// A path as it is, from a line of maps.
+pub(crate) fn unescape_line_feeds(path: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(path.len());
+    let mut rest = path;
+    while let Some((first, tail)) = rest.split_first() {
+        if let Some(after) = rest.strip_prefix(b"\\012") {
+            plain.push(b'\n');
+            rest = after;
+        } else {
+            plain.push(*first);
+            rest = tail;
+        }
+    }
+    plain
 }
 
 #[cfg(test)]
@@ -136,7 +180,14 @@ mod tests {
     #[test]
     fn a_mapped_line_gives_inode_and_path() {
         let line = b"7f00-7f10 r-xp 00000000 00:27 1234                       /a b/lib.so (deleted)";
-        assert_eq!(mapped_file(line), Some((1234, &b"/a b/lib.so (deleted)"[..])));
+        let path = &b"/a b/lib.so (deleted)"[..];
+        let mapping = Mapping { writable: false, shared: false, inode: 1234, path };
+        assert_eq!(mapped_file(line), Some(mapping));
+        let written = b"7f00-7f10 rw-s 00000000 00:27 7                          /two\\012lines";
+        let mapping = mapped_file(written).unwrap();
+        assert!(mapping.writable && mapping.shared);
+        assert_eq!(unescape_line_feeds(mapping.path), b"/two\nlines");
+        assert_eq!(mapped_file(b"7f00-7f10 rw-p 00000000 00:00 0                          [heap]"), None);
         let shared = b"7f00-7f10 rw-s 00000000 00:01 5                          /dev/zero (deleted)";
         assert_eq!(mapped_file(shared), None);
         assert_eq!(mapped_file(b"7f00 (deleted)"), None);

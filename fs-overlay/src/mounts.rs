@@ -9,14 +9,22 @@ use std::path::{Path, PathBuf};
 pub(crate) struct Mount {
     /// Mount id, as `statx` gives it for anything on this mount.
     pub(crate) id: u64,
+    /// Mount id of the mount it lies on.
+    pub(crate) parent: u64,
+    /// Device numbers of the file system, as `major:minor`.
+    device: OsString,
     /// Path of the mounted directory or file inside its file system.
     pub(crate) root: PathBuf,
     /// Where it is mounted, as the process sees it.
     pub(crate) at: PathBuf,
     /// Options of this mount (`rw`, `nosuid`, `idmapped`).
     pub(crate) options: Vec<OsString>,
+    /// Whether what is mounted below it is mounted elsewhere too.
+    pub(crate) shared: bool,
     /// File system type.
     pub(crate) kind: OsString,
+    /// What is mounted, in the file system's own terms.
+    source: OsString,
     /// Options of the file system, `key` or `key=value`, escapes already undone.
     pub(crate) fs_options: Vec<OsString>,
 }
@@ -66,17 +74,24 @@ pub(crate) fn parse(text: &[u8]) -> Result<Vec<Mount>, MountinfoError> {
 fn parse_line(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|byte| *byte == b' ');
     let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
-    let _parent = fields.next()?;
-    let _device = fields.next()?;
+    let parent = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+    let device = unescape(fields.next()?);
     let root = unescape(fields.next()?);
     let at = unescape(fields.next()?);
     let options = split_options(fields.next()?);
     // The optional fields end with a lone hyphen.
-    fields.find(|field| *field == b"-")?;
+    let mut shared = false;
+    loop {
+        match fields.next()? {
+            b"-" => break,
+            field => shared |= field.starts_with(b"shared:"),
+        }
+    }
     let kind = unescape(fields.next()?);
-    let _source = fields.next()?;
+    let source = unescape(fields.next()?);
     let fs_options = split_options(fields.next()?);
-    Some(Mount { id, root: root.into(), at: at.into(), options, kind, fs_options })
+    let (root, at) = (root.into(), at.into());
+    Some(Mount { id, parent, device, root, at, options, shared, kind, source, fs_options })
 }
 
 /// Undoes the octal escapes of `seq_escape` (`\040` for a space).

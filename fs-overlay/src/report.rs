@@ -83,6 +83,8 @@ pub struct Changes {
     pub counts: [u64; ChangeKind::ALL.len()],
     /// The first changes, at most [`Options::report_paths_max`](crate::Options::report_paths_max).
     pub paths: Vec<Change>,
+    /// Whether there was more than was counted: a root that is swapped is not examined to the end.
+    pub partial: bool,
 }
 
 impl Changes {
@@ -101,7 +103,7 @@ impl Changes {
     /// Whether nothing changed.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.total() == 0
+        self.total() == 0 && !self.partial
     }
 
     pub(crate) fn note(&mut self, kind: ChangeKind, path: &Path, paths_max: usize) {
@@ -133,6 +135,11 @@ pub struct FilesReport {
     pub entries_removed: u64,
     /// Entries created again.
     pub entries_recreated: u64,
+    /// Whether the root was swapped for a fresh overlay. Working directories that are not exactly the
+    /// root are then still on the old one: the caller has to send the tasks back to theirs.
+    pub swapped: bool,
+    /// Why it was not, when so much had changed that it would have been cheaper.
+    pub unswapped: Option<&'static str>,
     /// Time taken by looking for changes.
     pub examine: Duration,
     /// Time taken by undoing them.
@@ -179,13 +186,15 @@ pub enum FilesReason {
     ExamineFailed,
     /// A system call failed while undoing a change.
     UndoFailed,
+    /// Putting a fresh root in the place of the old one failed halfway.
+    SwapFailed,
     /// The check after the undoing found a difference.
     NotRestored,
 }
 
 impl FilesReason {
     /// All reasons.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::ContainerGone,
         Self::MountsChanged,
         Self::TooManyChanges,
@@ -199,6 +208,7 @@ impl FilesReason {
         Self::LowerLayer,
         Self::ExamineFailed,
         Self::UndoFailed,
+        Self::SwapFailed,
         Self::NotRestored,
     ];
 
@@ -219,6 +229,7 @@ impl FilesReason {
             Self::LowerLayer => "files_lower_layer",
             Self::ExamineFailed => "files_examine_failed",
             Self::UndoFailed => "files_undo_failed",
+            Self::SwapFailed => "files_swap_failed",
             Self::NotRestored => "files_not_restored",
         }
     }
@@ -252,6 +263,7 @@ impl FilesReason {
             Self::LowerLayer => "an image layer could not be read to restore a file from it",
             Self::ExamineFailed => "the files could not be examined",
             Self::UndoFailed => "a change to the files could not be undone",
+            Self::SwapFailed => "putting a fresh root in the place of the old one failed halfway",
             Self::NotRestored => "the files differ from the checkpoint although every change was undone",
         }
     }

@@ -11,6 +11,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use crate::at::{self, Kind};
 use crate::mounts::{self, Mount, MountinfoError};
+use crate::swap::Site;
 use crate::watch::Watch;
 
 /// File systems that show kernel state, not files. What a function changes through them belongs to
@@ -33,6 +34,8 @@ pub struct OverlayRoot {
     pub(crate) upper: OwnedFd,
     /// The image layers, topmost first.
     pub(crate) layers: Vec<OwnedFd>,
+    /// What it takes to mount such a root again, unless that cannot be done exactly.
+    pub(crate) site: Option<Site>,
     /// Every other writable mount.
     pub(crate) mounts: Vec<WritableMount>,
 }
@@ -132,7 +135,8 @@ impl OverlayRoot {
             .flat_map(mounts::split_lower)
             .chain(top.fs_option_all("lowerdir+").map(PathBuf::from))
             .map(|path| open_layer(relative_to, &path))
-            .collect::<Result<_, _>>()?;
+            .collect::<Result<Vec<_>, _>>()?;
+        let site = Site::of(top, &upper, &layers).map_err(process_error)?;
 
         let mut mounts = Vec::new();
         for mount in table.iter().filter(|mount| mount.id != root_mount && mount.writable()) {
@@ -149,7 +153,7 @@ impl OverlayRoot {
             }
             mounts.push(open_mount(&root, mount)?);
         }
-        Ok(Self { watch, root, upper, layers, mounts })
+        Ok(Self { watch, root, upper, layers, site, mounts })
     }
 
     /// [`discover_in`](Self::discover_in) with Docker's storage directory.

@@ -6,19 +6,25 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use rustix::fs::fstatfs;
+use rustix::fs::{Mode, OFlags, fstatfs};
 
 use crate::at;
 use crate::contents::Store;
 use crate::examine::{Delta, Purpose, Tree, What};
 use crate::held::Held;
+use crate::layer;
 use crate::manifest::{RecordError, Recorder};
+use crate::mounts::{self, Mount};
 use crate::options::Options;
+use crate::reaper::{self, Replaced};
 use crate::report::{Changes, FilesQuarantine, FilesReason, FilesReport, SealReport, shown};
 use crate::root::OverlayRoot;
+use crate::swap::{self, Fresh, Refusal, Site};
+use crate::ties;
 use crate::undo::{self, Undo};
 use crate::watch::Watch;
-use crate::work::Work;
+use crate::weigh::weigh;
+use crate::work::{Stop, Work};
 
 /// Most times renamed entries are looked for anew. A directory renamed inside a renamed directory
 /// needs one more look; whatever is left then is removed and created again.
@@ -86,6 +92,15 @@ pub struct Sealed {
     store: Store,
     /// Deleted entries that were held at the seal.
     held: Held,
+    /// Where a fresh overlay for the root can be made, if it can.
+    site: Option<Site>,
+}
+
+/// What became of the root in a rewind.
+enum Root {
+    /// These differences are to be undone.
+    Examined(Vec<Delta>),
+    Swapped,
 }
 
 /// Seals the files of a container. The whole container must be frozen.
@@ -101,7 +116,7 @@ pub fn seal(root: OverlayRoot, options: &Options) -> Result<(Sealed, SealReport)
     let held = Held::look(&root.watch.process).map_err(whole)?;
     let mut recorder = Recorder::new(options, &mut store);
     let mut trees = Vec::new();
-    let OverlayRoot { watch, root, upper, layers, mounts } = root;
+    let OverlayRoot { watch, root, upper, layers, site, mounts } = root;
     let at = PathBuf::from("/");
     trees.push(tree(&mut recorder, at, upper, root, layers, false)?);
     for mount in mounts {
@@ -118,7 +133,7 @@ pub fn seal(root: OverlayRoot, options: &Options) -> Result<(Sealed, SealReport)
     report.mounts = trees.len() as u64;
     report.duration = started.elapsed();
     let options = options.clone();
-    Ok((Sealed { watch, options, trees, store, held }, report))
+    Ok((Sealed { watch, options, trees, store, held, site }, report))
 }
 
 /// Records one tree.
@@ -143,7 +158,7 @@ fn tree(
     })?;
     let mapped_writes_tell =
         mapped_writes_tell(&scan).map_err(|source| SealError::Io { path: at.clone(), source })?;
-    Ok(Tree { at, scan, edit, mapped_writes_tell, layers, node })
+    Ok(Tree { at, scan, edit, mapped_writes_tell, layers, on_sealed: false, node })
 }
 
 /// Whether the file system moves the change time when a page is written through a shared mapping.
@@ -166,21 +181,33 @@ impl Sealed {
         let mut work = Work::start(&options);
         let mut changed = false;
         let mut identity_lost = false;
-        for tree in &mut self.trees {
-            let started = Instant::now();
-            let mut deltas = tree.walk(Purpose::Examine, &self.store, &mut work)?;
-            work.report.examine += started.elapsed();
+        for index in 0..self.trees.len() {
+            let mut deltas = if index == 0 {
+                match self.examine_root(&mut work)? {
+                    Root::Examined(deltas) => deltas,
+                    Root::Swapped => {
+                        changed = true;
+                        continue;
+                    }
+                }
+            } else {
+                let started = Instant::now();
+                let deltas = self.trees[index].walk(Purpose::Examine, &self.store, &mut work, u64::MAX)?.0;
+                work.report.examine += started.elapsed();
+                deltas
+            };
             if deltas.is_empty() {
                 continue;
             }
             changed = true;
             let started = Instant::now();
+            let tree = &mut self.trees[index];
             let mut undo = Undo { store: &self.store, work: &mut work, identity_lost: false };
             for _ in 0..RENAME_ROUNDS_MAX {
                 if undo.rename_back(tree, &deltas)? == 0 {
                     break;
                 }
-                deltas = tree.walk(Purpose::Examine, &self.store, undo.work)?;
+                deltas = tree.walk(Purpose::Examine, &self.store, undo.work, u64::MAX)?.0;
             }
             undo.apply(tree, deltas)?;
             identity_lost |= undo.identity_lost;
@@ -208,12 +235,13 @@ impl Sealed {
         let mut work = Work::start(&options);
         let mut changes = Changes::default();
         for tree in &mut self.trees {
-            let found = tree.walk(Purpose::Examine, &self.store, &mut work)?;
+            let (found, _) = tree.walk(Purpose::Examine, &self.store, &mut work, u64::MAX)?;
             for Delta { path, what } in found {
-                let mut note = |path: &[OsString], kind| {
-                    changes.note(kind, &tree.shown(path), options.report_paths_max);
+                let mut note = |path: &[OsString], kind: Option<_>| match kind {
+                    Some(kind) => changes.note(kind, &tree.shown(path), options.report_paths_max),
+                    None => changes.partial = true,
                 };
-                undo::tell(tree, &path, &what, &mut work, &mut note).map_err(|stop| {
+                undo::tell(tree, &path, &what, true, &mut work, &mut note).map_err(|stop| {
                     stop.at(&tree.shown(&path), FilesReason::ExamineFailed, "telling changes")
                 })?;
             }
@@ -221,10 +249,129 @@ impl Sealed {
         Ok(changes)
     }
 
+    /// Looks for changes of the root, and swaps it if there are so many that this is cheaper.
+    fn examine_root(&mut self, work: &mut Work<'_>) -> Result<Root, FilesQuarantine> {
+        let started = Instant::now();
+        let tree = &mut self.trees[0];
+        let enough = if self.site.is_some() { work.options.swap_from } else { u64::MAX };
+        let (mut found, complete) = tree.walk(Purpose::Examine, &self.store, work, enough)?;
+        let fail = |stop: Stop| stop.at(&tree.at, FilesReason::ExamineFailed, "weighing changes");
+        let many = !complete
+            || !found.is_empty()
+                && enough < u64::MAX
+                && weigh(tree, &found, enough, work).map_err(fail)? >= enough;
+        work.report.examine += started.elapsed();
+        if !many {
+            return Ok(Root::Examined(found));
+        }
+        let started = Instant::now();
+        match self.swap(&found, complete, work)? {
+            Ok(()) => {
+                work.report.swapped = true;
+                work.report.undo += started.elapsed();
+                return Ok(Root::Swapped);
+            }
+            Err(refusal) => {
+                tracing::debug!(why = refusal.why, error = ?refusal.error, "the root is not swapped");
+                work.report.unswapped = Some(refusal.why);
+            }
+        }
+        work.report.undo += started.elapsed();
+        if !complete {
+            let started = Instant::now();
+            found = self.trees[0].walk(Purpose::Examine, &self.store, work, u64::MAX)?.0;
+            work.report.examine += started.elapsed();
+        }
+        Ok(Root::Examined(found))
+    }
+
+    /// Puts a fresh overlay in the place of the root. A refusal leaves everything as it was.
+    fn swap(
+        &mut self,
+        found: &[Delta],
+        complete: bool,
+        work: &mut Work<'_>,
+    ) -> Result<Result<(), Refusal>, FilesQuarantine> {
+        let (fresh, table, processes) = match self.prepare_swap(work) {
+            Ok(prepared) => prepared,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let tree = &mut self.trees[0];
+        let whole = Path::new("/");
+        let failed = |doing: &'static str| {
+            move |error: io::Error| FilesQuarantine::failed(FilesReason::SwapFailed, whole, doing, error)
+        };
+        let changes = tell_shallow(tree, found, complete, work)?;
+        let old_root = at::status(&tree.edit).map_err(failed("looking at the old root"))?.mount;
+        let below = swap::directly_below(&table, old_root);
+        let installed = fresh.install(&self.watch.process, &tree.edit, &below);
+        if let Err(refusal) = installed.map_err(failed("changing the root"))? {
+            return Ok(Err(refusal));
+        }
+
+        // From here on there is no way back: all must be as it is meant to be.
+        let new_root = at::status(&fresh.mount).map_err(failed("looking at the new root"))?.mount;
+        for process in &processes {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let root = rustix::fs::openat(process, "root", flags, Mode::empty());
+            let root = root.map_err(|error| failed("looking at the new root")(error.into()))?;
+            if at::status(&root).map_err(failed("looking at the new root"))?.mount != new_root {
+                let detail = "a process has kept the old root";
+                return Err(FilesQuarantine::new(FilesReason::SwapFailed, whole, detail));
+            }
+        }
+        let right = |after: &[u8]| {
+            mounts::parse(after).is_ok_and(|after| swap::same_but_root(&table, old_root, &after, new_root))
+        };
+        if !self.watch.accept(right).map_err(failed("reading mounts"))? {
+            let detail = "the mounts are not those of before";
+            return Err(FilesQuarantine::new(FilesReason::SwapFailed, whole, detail));
+        }
+        let Some(site) = &mut self.site else { return Ok(Err(Refusal::because("no site"))) };
+        let sealed = site.open_sealed().map_err(failed("opening the sealed copy"))?;
+        let root = tree
+            .put_on(&fresh, sealed)
+            .map_err(|stop| stop.at(whole, FilesReason::SwapFailed, "recording the new root"))?;
+        let directory = site.moved_to(fresh.directory());
+        reaper::take(Replaced { root, directory });
+        work.report.changes = changes;
+        Ok(Ok(()))
+    }
+
+    /// Does what a swap needs and nobody notices. Also gives the mount table, and the processes whose
+    /// root will change.
+    fn prepare_swap(&mut self, work: &mut Work<'_>) -> Result<(Fresh, Vec<Mount>, Vec<OwnedFd>), Refusal> {
+        let tree = &self.trees[0];
+        let unclear = |_| Refusal::because("the mounts are not understood");
+        let table = mounts::parse(&self.watch.table).map_err(unclear)?;
+        let others: Vec<PathBuf> =
+            table.iter().map(|mount| mount.at.clone()).filter(|at| at != Path::new("/")).collect();
+        let site = self.site.as_mut().ok_or(Refusal::because("the root cannot be mounted again"))?;
+        let failed = |error| Refusal { why: "copying the sealed files", error: Some(error) };
+        let copied = (|| {
+            let processes = ties::check(&self.watch.process, tree, &others, &self.held)?;
+            let Some(directory) = site.begin_sealed().map_err(failed)? else { return Ok(processes) };
+            swap::copies_exactly(&tree.node)?;
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let into = rustix::fs::open(&directory, flags, Mode::empty());
+            let into = into.map_err(|error| failed(error.into()))?;
+            layer::write(tree, &into, &self.store, work).map_err(|stop| match stop {
+                Stop::Io(error) => failed(error),
+                Stop::Reason(_, why) => Refusal::because(why),
+                Stop::Enough => Refusal::because("too many sealed files"),
+            })?;
+            site.sealed(directory);
+            Ok(processes)
+        })();
+        let processes = copied?;
+        let fresh = site.fresh(&tree.node)?;
+        Ok((fresh, table, processes))
+    }
+
     /// Checks everything that was touched against the manifest, and records its new identity.
     fn verify(&mut self, work: &mut Work<'_>) -> Result<(), FilesQuarantine> {
         for tree in &mut self.trees {
-            let left = tree.walk(Purpose::Verify, &self.store, work)?;
+            let (left, _) = tree.walk(Purpose::Verify, &self.store, work, u64::MAX)?;
             if let Some(delta) = left.iter().find(|delta| !matches!(delta.what, What::Accessed)) {
                 let detail = match &delta.what {
                     What::Added(_) => "an entry is left over",
@@ -253,4 +400,24 @@ impl Sealed {
         let detail = "looking for files without a name";
         Err(FilesQuarantine::new(FilesReason::HeldOpen, whole, detail))
     }
+}
+
+/// What a request did, as far as it was found, for the report of a swap.
+fn tell_shallow(
+    tree: &Tree,
+    found: &[Delta],
+    complete: bool,
+    work: &mut Work<'_>,
+) -> Result<Changes, FilesQuarantine> {
+    let mut changes = Changes { partial: !complete, ..Changes::default() };
+    let paths_max = work.options.report_paths_max;
+    for Delta { path, what } in found {
+        let mut note = |path: &[OsString], kind: Option<_>| match kind {
+            Some(kind) => changes.note(kind, &tree.shown(path), paths_max),
+            None => changes.partial = true,
+        };
+        undo::tell(tree, path, what, false, work, &mut note)
+            .map_err(|stop| stop.at(&tree.shown(path), FilesReason::ExamineFailed, "telling changes"))?;
+    }
+    Ok(changes)
 }

@@ -538,14 +538,15 @@ impl Undo<'_, '_> {
     }
 }
 
-/// Tells what an undo would find, for a report only: changes below directories that were merely
-/// copied up from the layers are told one by one.
+/// Tells what an undo would find, for a report only. Changes below directories that were merely
+/// copied up from the layers are told one by one, or (if not `deep`) only that there are more.
 pub(crate) fn tell(
     tree: &Tree,
     path: &[OsString],
     what: &What,
+    deep: bool,
     work: &mut Work<'_>,
-    found: &mut dyn FnMut(&[OsString], ChangeKind),
+    found: &mut dyn FnMut(&[OsString], Option<ChangeKind>),
 ) -> Result<(), Stop> {
     let kind = match what {
         What::Missing => ChangeKind::Removed,
@@ -571,7 +572,11 @@ pub(crate) fn tell(
                 Some(LowerEntry::Directory(..)) if status.kind == Kind::Directory => {
                     let directory = open_entry(&tree.scan, path)?.ok_or_else(inconsistent)?;
                     if is_opaque(&directory)? {
-                        found(path, ChangeKind::Replaced);
+                        found(path, Some(ChangeKind::Replaced));
+                        return Ok(());
+                    }
+                    if !deep {
+                        found(path, None);
                         return Ok(());
                     }
                     let names = at::names_within(&directory, work.notes_max())?
@@ -581,7 +586,7 @@ pub(crate) fn tell(
                         if let Some(status) = at::status_at(&directory, &name)? {
                             let mut below = path.to_vec();
                             below.push(name);
-                            tell(tree, &below, &What::Added(status), work, found)?;
+                            tell(tree, &below, &What::Added(status), deep, work, found)?;
                         }
                     }
                     return Ok(());
@@ -590,7 +595,7 @@ pub(crate) fn tell(
             }
         }
     };
-    found(path, kind);
+    found(path, Some(kind));
     Ok(())
 }
 
@@ -656,7 +661,7 @@ fn links_of(
 
 /// Owner, attributes, mode and times, in the order in which they do not undo each other: a change
 /// of owner clears setuid and capabilities, an ACL sets the mode's group bits.
-fn correct_status(object: &OwnedFd, node: &Node) -> Result<(), Stop> {
+pub(crate) fn correct_status(object: &OwnedFd, node: &Node) -> Result<(), Stop> {
     let path = at::handle(object);
     let wanted = &node.status;
     let found = at::status(object)?;
@@ -727,7 +732,7 @@ fn open_directory(base: &OwnedFd, path: &[OsString]) -> Result<Option<OwnedFd>, 
 }
 
 /// An entry below a base, one name at a time; nothing when there is none.
-fn open_entry(base: &OwnedFd, path: &[OsString]) -> Result<Option<OwnedFd>, Stop> {
+pub(crate) fn open_entry(base: &OwnedFd, path: &[OsString]) -> Result<Option<OwnedFd>, Stop> {
     let Some((name, parent)) = path.split_last() else { return Ok(Some(at::reference(base)?)) };
     let Some(directory) = open_directory(base, parent)? else { return Ok(None) };
     match at::name_at(directory.as_fd(), name) {

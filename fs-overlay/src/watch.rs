@@ -36,8 +36,7 @@ impl Watch {
         let number = rustix::process::Pid::from_raw(pid.as_raw()).ok_or(io::ErrorKind::InvalidInput)?;
         let ended = pidfd_open(number, PidfdFlags::empty())?;
         // Through the directory: this fails if the number changed hands before the line above.
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let mounts = File::from(rustix::fs::openat(&process, "mountinfo", flags, Mode::empty())?);
+        let mounts = open(&process)?;
         let table = read(&mounts)?;
         Ok(Self { process, ended, mounts, table })
     }
@@ -60,6 +59,24 @@ impl Watch {
         }
         Err(FilesQuarantine::new(FilesReason::MountsChanged, whole, "comparing mounts"))
     }
+
+    /// Takes the table as it is now, if `right` says that it is as it should be.
+    ///
+    /// Opened anew, since the kernel shows a table as seen from the root the process had then.
+    pub(crate) fn accept(&mut self, right: impl FnOnce(&[u8]) -> bool) -> io::Result<bool> {
+        let mounts = open(&self.process)?;
+        let table = read(&mounts)?;
+        if !right(&table) {
+            return Ok(false);
+        }
+        (self.mounts, self.table) = (mounts, table);
+        Ok(true)
+    }
+}
+
+fn open(process: &OwnedFd) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(process, "mountinfo", flags, Mode::empty())?.into())
 }
 
 /// The whole table, from its beginning.

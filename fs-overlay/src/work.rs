@@ -16,6 +16,8 @@ pub(crate) enum Stop {
     Io(io::Error),
     /// The state found cannot be put back, or a bound is reached.
     Reason(FilesReason, &'static str),
+    /// As much was found as the question needed.
+    Enough,
 }
 
 impl From<io::Error> for Stop {
@@ -36,6 +38,7 @@ impl Stop {
         match self {
             Self::Io(error) => FilesQuarantine::failed(reason, path, doing, error),
             Self::Reason(reason, detail) => FilesQuarantine::new(reason, path, detail),
+            Self::Enough => FilesQuarantine::new(reason, path, doing),
         }
     }
 }

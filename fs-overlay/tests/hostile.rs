@@ -29,19 +29,25 @@ fn fill(layers: &Layers) {
     symlink("/etc", layers.top.join("link-to-etc")).unwrap();
 }
 
-/// Runs a request and its rewind, and compares.
-fn undone(
-    test: &str,
-    prepare: impl FnOnce(&Sandbox),
-    request: impl Fn(&Sandbox),
-    look: impl Fn(&FilesReport),
-) {
+/// Runs a request and its rewind, and compares; then again with a root that is swapped if it can be.
+fn undone(test: &str, prepare: impl Fn(&Sandbox), request: impl Fn(&Sandbox), look: impl Fn(&FilesReport)) {
     if !possible(test) {
         return;
     }
+    undone_with(test, &Options::default(), &prepare, &request, look);
+    undone_with(&format!("{test}, swapped"), &swapping(), &prepare, &request, |_| {});
+}
+
+fn undone_with(
+    test: &str,
+    options: &Options,
+    prepare: impl Fn(&Sandbox),
+    request: impl Fn(&Sandbox),
+    look: impl Fn(&FilesReport),
+) {
     let sandbox = Sandbox::start(fill);
     prepare(&sandbox);
-    let mut sealed = sandbox.seal();
+    let mut sealed = sandbox.seal_with(options);
     let pristine = sandbox.state();
     // Twice: what the first rewind made anew is what the second one has to recognise.
     for round in ["first", "second"] {
@@ -75,6 +81,16 @@ fn refused(
 }
 
 fn nothing(_: &Sandbox) {}
+
+/// Options with which no root is swapped.
+fn entry_by_entry() -> Options {
+    Options { swap_from: u64::MAX, ..Options::default() }
+}
+
+/// Options with which the root is swapped whatever changed.
+fn swapping() -> Options {
+    Options { swap_from: 1, ..Options::default() }
+}
 
 #[test]
 fn names_may_be_any_bytes() {
@@ -473,7 +489,7 @@ fn work_follows_the_change() {
     for number in 0..300 {
         fs::write(sandbox.at(format!("tmp/{number}")), b"sealed").unwrap();
     }
-    let mut sealed = sandbox.seal();
+    let mut sealed = sandbox.seal_with(&entry_by_entry());
     // Past the tick of the seal, so that change times can be trusted.
     std::thread::sleep(Duration::from_millis(30));
     sealed.rewind().unwrap();
@@ -597,61 +613,56 @@ fn access_times_come_back() {
     assert_eq!(report.bytes_written, 0);
 }
 
-#[test]
-fn ten_thousand_new_files_are_refused() {
-    refused(
-        "ten_thousand_new_files_are_refused",
-        &Options::default(),
-        nothing,
-        |sandbox| {
-            for number in 0..10_000 {
-                File::create(sandbox.at(format!("tmp/{number}"))).unwrap();
+/// A name, the reason for which it cannot be undone one by one, and the request.
+type Flood = (&'static str, FilesReason, fn(&Sandbox));
+
+/// Ways to leave more behind than can be undone one by one.
+const FLOODS: [Flood; 3] = [
+    ("ten thousand new files", FilesReason::TooManyChanges, |sandbox| {
+        for number in 0..10_000 {
+            File::create(sandbox.at(format!("tmp/{number}"))).unwrap();
+        }
+    }),
+    ("ten thousand new files below one directory", FilesReason::TooManyChanges, |sandbox| {
+        for directory in 0..100 {
+            fs::create_dir_all(sandbox.at(format!("tmp/d/{directory}"))).unwrap();
+            for number in 0..100 {
+                File::create(sandbox.at(format!("tmp/d/{directory}/{number}"))).unwrap();
             }
-        },
-        FilesReason::TooManyChanges,
-    );
+        }
+    }),
+    ("a bottomless directory", FilesReason::TooDeep, |sandbox| {
+        let mut path = sandbox.at("tmp");
+        for _ in 0..500 {
+            path.push("d");
+            fs::create_dir(&path).unwrap();
+        }
+    }),
+];
+
+#[test]
+fn what_is_too_much_to_undo_is_refused() {
+    for (flood, reason, request) in FLOODS {
+        refused(flood, &entry_by_entry(), nothing, request, reason);
+    }
 }
 
 #[test]
-fn ten_thousand_new_files_below_one_directory_are_refused() {
-    refused(
-        "ten_thousand_new_files_below_one_directory_are_refused",
-        &Options::default(),
-        nothing,
-        |sandbox| {
-            for directory in 0..100 {
-                fs::create_dir_all(sandbox.at(format!("tmp/d/{directory}"))).unwrap();
-                for number in 0..100 {
-                    File::create(sandbox.at(format!("tmp/d/{directory}/{number}"))).unwrap();
-                }
-            }
-        },
-        FilesReason::TooManyChanges,
-    );
-}
-
-#[test]
-fn a_bottomless_directory_is_refused() {
-    refused(
-        "a_bottomless_directory_is_refused",
-        &Options::default(),
-        nothing,
-        |sandbox| {
-            let mut path = sandbox.at("tmp");
-            for _ in 0..500 {
-                path.push("d");
-                fs::create_dir(&path).unwrap();
-            }
-        },
-        FilesReason::TooDeep,
-    );
+fn what_is_too_much_to_undo_is_swapped_away() {
+    for (flood, _, request) in FLOODS {
+        undone(flood, nothing, request, |report| {
+            assert!(report.swapped && report.changes.partial, "{flood}: {report:?}");
+            assert!(report.entries_examined < 200, "{flood}: {report:?}");
+            assert_eq!(report.undone(), 0, "{flood}: {report:?}");
+        });
+    }
 }
 
 #[test]
 fn more_bytes_than_allowed_are_refused() {
     refused(
         "more_bytes_than_allowed_are_refused",
-        &Options { undone_bytes_max: 1 << 20, ..Options::default() },
+        &Options { undone_bytes_max: 1 << 20, ..entry_by_entry() },
         |sandbox| fs::write(sandbox.at("tmp/large"), vec![1; 4 << 20]).unwrap(),
         |sandbox| fs::write(sandbox.at("tmp/large"), vec![2; 4 << 20]).unwrap(),
         FilesReason::TooManyBytes,

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use common::{Layers, Sandbox, possible};
+use fs_overlay::Options;
 use proptest::prelude::*;
 use rustix::fs::{CWD, FallocateFlags, FileType, Mode, RenameFlags, XattrFlags};
 
@@ -181,6 +182,8 @@ proptest! {
     fn whatever_a_request_does_to_files_is_undone(
         before in proptest::collection::vec(operation(), 0..12),
         requests in proptest::collection::vec(proptest::collection::vec(operation(), 0..12), 1..4),
+        // Whatever changed, what changed much, or nothing makes a rewind swap the root.
+        swap_from in prop_oneof![Just(1), Just(4), Just(u64::MAX)],
     ) {
         if !possible("whatever_a_request_does_to_files_is_undone") {
             return Ok(());
@@ -189,7 +192,7 @@ proptest! {
         for operation in &before {
             operation.run(&sandbox.at(""));
         }
-        let mut sealed = sandbox.seal();
+        let mut sealed = sandbox.seal_with(&Options { swap_from, ..Options::default() });
         let pristine = sandbox.state();
         for (number, request) in requests.iter().enumerate() {
             for operation in request {

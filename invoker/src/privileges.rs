@@ -62,6 +62,7 @@ pub const NEEDS: &[Need] = &[
     essential(Capability::CAP_CHOWN, "put owners of files back"),
     essential(Capability::CAP_FOWNER, "put modes, times and attributes of files back"),
     useful(Capability::CAP_FSETID, "put set-user-id and set-group-id bits of files back"),
+    useful(Capability::CAP_SYS_CHROOT, "swap the files of a container that changed many"),
     useful(Capability::CAP_MKNOD, "put device files of a container back"),
     useful(Capability::CAP_SETFCAP, "put capabilities of files back"),
 ];

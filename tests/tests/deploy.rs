@@ -118,6 +118,7 @@ impl Drop for Removed<'_> {
 fn may_be_granted(name: &str) -> bool {
     // Numbers of linux/capability.h.
     let number = match name {
+        "SYS_CHROOT" => 18,
         "SYS_PTRACE" => 19,
         "SYS_ADMIN" => 21,
         "SYS_NICE" => 23,

@@ -90,6 +90,7 @@ impl Sandbox {
         OverlayRoot::discover_in(self.pid(), self.directory.path()).unwrap()
     }
 
+    #[allow(dead_code, reason = "not every test file needs it")]
     pub fn seal(&self) -> Sealed {
         self.seal_with(&Options::default())
     }

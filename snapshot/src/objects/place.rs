@@ -31,6 +31,9 @@ pub(crate) struct Place {
     directory: Vec<u8>,
     directory_node: Node,
     root: Node,
+    /// Whether the root is another since the process was sent to its directory: then that lies in the old tree,
+    /// although name and identity are those recorded.
+    moved: bool,
     /// Polled for changes of the mount table.
     mounts: File,
     /// Its text: the host may touch the table without changing it.
@@ -50,6 +53,7 @@ impl Place {
             directory,
             directory_node,
             root: node(&format!("/proc/{pid}/root"))?,
+            moved: false,
             mounts,
             mount_table,
         })
@@ -82,8 +86,13 @@ impl Place {
     /// Takes root and mounts as they are now: the caller has put the files back.
     pub(crate) fn accept(&mut self, pid: i32) -> Result<(), Quarantine> {
         if self.mounts_changed()? {
+            // Opened anew, since a table is shown as seen from the root the process had when it was opened.
+            let path = format!("/proc/{pid}/mountinfo");
+            self.mounts = File::open(&path).or_quarantine(Reason::Unreadable, || path)?;
             self.mount_table = table(&self.mounts)?;
-            self.root = node(&format!("/proc/{pid}/root"))?;
+            let root = node(&format!("/proc/{pid}/root"))?;
+            self.moved |= root != self.root;
+            self.root = root;
         }
         Ok(())
     }
@@ -91,7 +100,7 @@ impl Place {
     /// The directory to change to, if the process is elsewhere.
     pub(crate) fn wanted_directory(&self, pid: i32) -> Result<Option<&[u8]>, Quarantine> {
         let (directory, node) = working_directory(pid)?;
-        let same = directory == self.directory && node == self.directory_node;
+        let same = !self.moved && directory == self.directory && node == self.directory_node;
         Ok((!same).then_some(self.directory.as_slice()))
     }
 
@@ -103,6 +112,7 @@ impl Place {
         }
         // Another node under the same name: the files were put back by mounting a fresh tree.
         self.directory_node = node;
+        self.moved = false;
         Ok(())
     }
 }
