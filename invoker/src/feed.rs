@@ -33,6 +33,9 @@ const POLL_WAIT: Duration = Duration::from_millis(200);
 const COMMIT_WAIT: Duration = Duration::from_secs(2);
 /// While the last commit has failed, each further one may only take this long: one tries, not waits.
 const COMMIT_WAIT_AFTER_FAILURE: Duration = Duration::from_millis(50);
+/// While most permits are out, those that come back within this time are waited for: what is taken together
+/// costs one note in the journal and one commit, and the containers are busy meanwhile.
+const GATHER: Duration = Duration::from_millis(1);
 /// Pause after an error of the bus or of the journal.
 const ERROR_PAUSE: Duration = Duration::from_millis(100);
 /// The same complaint is logged at most this often.
@@ -55,8 +58,8 @@ pub struct Parts {
     pub consumer: Box<dyn Consumer>,
     /// Where they are noted.
     pub journal: Arc<Journal>,
-    /// Takes an activation over; must not block. It is called no more often than there are permits.
-    pub sink: Box<dyn Fn(Handed) + Send>,
+    /// Takes activations over, in order; must not block. It is given no more than there are permits.
+    pub sink: Box<dyn Fn(Vec<Handed>) + Send>,
     /// Permits at the start, and the most there can be (contract 3.2, `maxPeek`).
     pub capacity: usize,
     /// How often the lag is measured (`kafka.consumer-lag-check-interval`).
@@ -135,8 +138,17 @@ impl Permits {
 
     fn give(&self, count: usize) {
         let mut free = self.free();
+        let before = *free;
         *free = free.saturating_add(count).min(self.capacity);
-        self.changed.notify_one();
+        // Nobody waits for what lies between the first and so many that there is nothing to gather.
+        if before == 0 || (before < self.many() && *free >= self.many()) {
+            self.changed.notify_one();
+        }
+    }
+
+    /// With so many free, it is not the permits that are waited for.
+    fn many(&self) -> usize {
+        self.capacity.div_ceil(2)
     }
 
     fn take(&self, count: usize) {
@@ -157,9 +169,18 @@ impl Permits {
 
     /// Waits until there is a permit, at most for `wait`, and says how many there are.
     fn wait(&self, wait: Duration) -> usize {
+        self.wait_for(1, wait)
+    }
+
+    /// Waits for more permits, while most are out.
+    fn gather(&self) -> usize {
+        self.wait_for(self.many(), GATHER)
+    }
+
+    fn wait_for(&self, wanted: usize, wait: Duration) -> usize {
         let deadline = Instant::now() + wait;
         let mut free = self.free();
-        while *free == 0 && !self.stopped() {
+        while *free < wanted && !self.stopped() {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
@@ -196,9 +217,14 @@ struct Worker {
 
 impl Worker {
     fn run(mut self) {
+        // Whether the last poll found something; only then is there a next one to be expected.
+        let mut busy = false;
         while !self.permits.stopped() {
             self.measure_lag();
-            let permits = self.permits.wait(Duration::from_secs(1));
+            let mut permits = self.permits.wait(Duration::from_secs(1));
+            if permits > 0 && std::mem::take(&mut busy) {
+                permits = self.permits.gather();
+            }
             if permits == 0 {
                 self.quiet_since = Instant::now();
                 continue;
@@ -209,6 +235,7 @@ impl Worker {
                 Ok(_) if self.permits.stopped() => break,
                 Ok(batch) => {
                     self.quiet_since = Instant::now();
+                    busy = true;
                     self.take(&batch);
                 }
                 Err(error) => {
@@ -247,8 +274,8 @@ impl Worker {
         }
         self.commit(next);
         self.permits.take(handed.len());
-        for activation in handed {
-            (self.parts.sink)(activation);
+        if !handed.is_empty() {
+            (self.parts.sink)(handed);
         }
     }
 
@@ -382,7 +409,9 @@ mod tests {
             consumer: Box::new(MemoryConsumer(Arc::clone(&tape))),
             journal: Arc::clone(&journal),
             sink: Box::new(move |handed| {
-                let _ = sink.send(handed);
+                for one in handed {
+                    let _ = sink.send(one);
+                }
             }),
             capacity,
             lag_interval: Duration::from_secs(60),

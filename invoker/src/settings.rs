@@ -128,7 +128,7 @@ impl Settings {
             producer: kafka.producer.dotted(),
             consumer: kafka.consumer.dotted(),
             max_request_bytes: self.config.max_message_bytes(),
-            prefetch: self.capacity().saturating_mul(2),
+            prefetch: self.capacity().div_ceil(2),
         }
     }
 

@@ -22,6 +22,7 @@ use crate::dispatch::{Input, Reports};
 use crate::errors::chain;
 use crate::feed::Feed;
 use crate::health::Health;
+use crate::start::StartError;
 
 /// What follows the drain: containers are removed (up to a minute each if the engine is slow, which
 /// is not waited for), records written.
@@ -63,6 +64,8 @@ pub struct Running {
     pub reports: Reports,
     /// The dispatcher; ends when it was told to drain and nothing is left.
     pub dispatcher: JoinHandle<()>,
+    /// Removes what an earlier process left.
+    pub sweep: JoinHandle<Result<(), StartError>>,
     /// Ends what still runs.
     pub cut_off: CancellationToken,
     /// Acknowledgements and records on their way.
@@ -76,7 +79,15 @@ pub struct Running {
 }
 
 /// Waits for a signal, then ends everything in order.
-pub async fn wait_and_end(mut running: Running, mut signals: Signals, drain_timeout: Duration) {
+///
+/// # Errors
+/// When it is not a signal that ended it: containers of an earlier process could not be removed.
+pub async fn wait_and_end(
+    mut running: Running,
+    mut signals: Signals,
+    drain_timeout: Duration,
+) -> Result<(), StartError> {
+    let mut outcome = Ok(());
     tokio::select! {
         () = signals.next() => tracing::info!("told to end, draining"),
         // It ends only when told to; otherwise it has panicked, and an invoker that takes
@@ -84,6 +95,10 @@ pub async fn wait_and_end(mut running: Running, mut signals: Signals, drain_time
         // journal answers what was inside.
         ended = &mut running.dispatcher => {
             tracing::error!(?ended, "the dispatcher is gone, ending");
+        }
+        error = failed(&mut running.sweep) => {
+            tracing::error!("{error}, ending");
+            outcome = Err(error);
         }
     }
     let begun = Instant::now();
@@ -118,6 +133,16 @@ pub async fn wait_and_end(mut running: Running, mut signals: Signals, drain_time
     running.stop_http.cancel();
     let _ = tokio::time::timeout(Duration::from_millis(500), running.http).await;
     tracing::info!(after_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX), "ended");
+    outcome
+}
+
+/// Returns when the removal of leftovers has failed.
+async fn failed(sweep: &mut JoinHandle<Result<(), StartError>>) -> StartError {
+    match sweep.await {
+        Ok(Ok(())) => std::future::pending().await,
+        Ok(Err(error)) => error,
+        Err(error) => error.into(),
+    }
 }
 
 /// Lets what was taken finish; when the time is up, or at the next signal, has it answered.

@@ -1,14 +1,20 @@
 //! The invoker, from its configuration to its end: the one place where the parts are put together.
 //!
 //! Order at start (contract 1.4): configuration, engine, id, own topic and producer, containers (and
-//! removal of leftovers), journal, store, pool, answers to what a crash cut off, HTTP port, feed,
-//! pings. Whatever fails says so and ends the process with status 1; nothing has been taken then.
+//! what is left of an earlier process), journal, store, pool, answers to what a crash cut off, HTTP port,
+//! feed, pings. Whatever fails says so and ends the process with status 1; nothing has been taken then.
+//!
+//! Leftovers are removed beside all that, which would otherwise wait for it longer than for anything else
+//! after a crash. The pool knows of them as of containers under destruction, and their names are not used
+//! again. One that cannot be removed ends the invoker, now or later.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::FutureExt as _;
+use futures::future::join_all;
+use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use openwhisk_compat::config::{Isolation, Protocol};
 use openwhisk_compat::message::InvokerInstanceId;
 use openwhisk_compat::name::health_topic;
@@ -25,7 +31,7 @@ use crate::activation::{Acks, Answers, Asker, AtOnce, Note};
 use crate::bus::kafka::Kafka;
 use crate::bus::{Bus, StartAt, TopicSpec};
 use crate::container::docker::DockerBackend;
-use crate::container::{ContainerBackend, Containers};
+use crate::container::{ContainerBackend, Containers, Leftover, SWEEP_PARALLEL, SWEEP_WITHIN};
 use crate::dispatch::keeper::{ContainerKeepers, Shared};
 use crate::dispatch::{Dispatcher, Input, Parts as DispatchParts, Reports};
 use crate::errors::chain;
@@ -36,6 +42,7 @@ use crate::id::{self, IdChoice};
 use crate::journal::{Journal, Origin, Recovered};
 use crate::metrics::backend::Metered;
 use crate::metrics::{Metrics, Naming};
+use crate::pool::{ContainerId, Event};
 use crate::settings::Settings;
 use crate::shutdown::{self, Running, Signals};
 
@@ -63,8 +70,7 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
         after_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
         "invoker started"
     );
-    shutdown::wait_and_end(running, signals, settings.config.rewind.drain_timeout).await;
-    Ok(())
+    shutdown::wait_and_end(running, signals, settings.config.rewind.drain_timeout).await
 }
 
 async fn start(settings: &Settings) -> Result<Running, StartError> {
@@ -95,7 +101,7 @@ async fn start(settings: &Settings) -> Result<Running, StartError> {
     metrics.build_info(env!("CARGO_PKG_VERSION"), settings.engine.name());
 
     // Kafka and the container engine do not know each other: neither waits for the other.
-    let (bus, backend) =
+    let (bus, (backend, leftovers)) =
         tokio::try_join!(connect_bus(settings, &topic), connect_engine(settings, &instance, &metrics))?;
     metrics.backend_up(true);
     let (journal, recovered) = Journal::open(
@@ -174,7 +180,7 @@ async fn start(settings: &Settings) -> Result<Running, StartError> {
         metrics: Arc::clone(&metrics),
     })?);
     let permits = Arc::clone(&feed);
-    let dispatcher = Dispatcher::new(DispatchParts {
+    let mut dispatcher = Dispatcher::new(DispatchParts {
         pool: settings.pool(),
         keepers,
         answers: Arc::clone(&answers),
@@ -182,6 +188,9 @@ async fn start(settings: &Settings) -> Result<Running, StartError> {
         inbox,
         metrics,
     });
+    let newest = leftovers.iter().filter_map(|one| one.number).max().unwrap_or(0);
+    let adopted = dispatcher.adopt(newest, leftovers.len()).into_iter().zip(leftovers).collect();
+    let sweep = tokio::spawn(remove(adopted, Arc::clone(&backend), reports.clone()));
     let stop_http = CancellationToken::new();
     let http = tokio::spawn(server.serve(stop_http.clone().cancelled_owned()));
     Ok(Running {
@@ -189,6 +198,7 @@ async fn start(settings: &Settings) -> Result<Running, StartError> {
         feed,
         reports,
         dispatcher: tokio::spawn(dispatcher.run()),
+        sweep,
         cut_off,
         answers,
         backend,
@@ -229,23 +239,53 @@ async fn connect_bus(settings: &Settings, topic: &TopicSpec) -> Result<Kafka, St
     Ok(bus)
 }
 
-/// Connects to the container engine and removes what an earlier process left.
+/// Connects to the container engine and looks for what an earlier process left.
 async fn connect_engine(
     settings: &Settings,
     instance: &InvokerInstanceId,
     metrics: &Arc<Metrics>,
-) -> Result<Arc<dyn ContainerBackend>, StartError> {
+) -> Result<(Arc<dyn ContainerBackend>, Vec<Leftover>), StartError> {
     let backend = DockerBackend::connect(settings.docker(instance)).await?;
     let backend = Metered::new(Arc::new(backend), Arc::clone(metrics));
     tracing::info!("{}", backend.describe());
-    let report = backend.sweep().await?;
-    if !report.removed.is_empty() {
-        tracing::info!(count = report.removed.len(), "leftover containers removed");
+    let leftovers = backend.leftovers().await?;
+    Ok((Arc::new(backend), leftovers))
+}
+
+/// Removes what an earlier process left, and tells the dispatcher of each.
+async fn remove(
+    leftovers: Vec<(ContainerId, Leftover)>,
+    backend: Arc<dyn ContainerBackend>,
+    reports: Reports,
+) -> Result<(), StartError> {
+    if leftovers.is_empty() {
+        return Ok(());
     }
-    if let Some((name, error)) = report.failed.first() {
-        return Err(format!("leftover container {name} cannot be removed: {}", chain(error)).into());
+    let count = leftovers.len();
+    let ids: Vec<_> = leftovers.iter().map(|(id, _)| *id).collect();
+    let removals = futures::stream::iter(leftovers)
+        .map(|(id, one)| {
+            let (backend, reports) = (&backend, &reports);
+            async move {
+                backend.remove_leftover(&one).await.map_err(|error| {
+                    format!("leftover container {} cannot be removed: {}", one.name, chain(&error))
+                })?;
+                reports.event(Event::Removed { container: id });
+                Ok::<_, String>(())
+            }
+        })
+        .buffer_unordered(SWEEP_PARALLEL)
+        .try_collect::<()>();
+    let outcome = match tokio::time::timeout(SWEEP_WITHIN, removals).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(format!("leftover containers were not removed within {} s", SWEEP_WITHIN.as_secs())),
+    };
+    match &outcome {
+        Ok(()) => tracing::info!(count, "leftover containers removed"),
+        // The process is about to end and must not wait for them. Those that are gone are told twice.
+        Err(_) => ids.into_iter().for_each(|container| reports.event(Event::Removed { container })),
     }
-    Ok(Arc::new(backend))
+    Ok(outcome?)
 }
 
 /// Begins to ping, and takes the HTTP port.
@@ -330,18 +370,17 @@ fn answer_cut_off(recovered: &Recovered, answers: &Answers, metrics: &Metrics) {
     }
 }
 
-/// What the feed does with an activation: admission in a task of its own, then to the dispatcher.
+/// What the feed does with activations: admission, then to the dispatcher.
 fn sink(
     admission: Arc<Admission>,
     answers: Arc<Answers>,
     reports: Reports,
     metrics: Arc<Metrics>,
-) -> Box<dyn Fn(Handed) + Send> {
+) -> Box<dyn Fn(Vec<Handed>) + Send> {
     let runtime = tokio::runtime::Handle::current();
-    Box::new(move |handed| {
+    let admit = move |handed: Handed| {
         let (admission, answers, reports) = (Arc::clone(&admission), Arc::clone(&answers), reports.clone());
-        metrics.activation_started();
-        runtime.spawn(async move {
+        async move {
             match admission.admit(handed).await {
                 Ok(activation) => reports.tell(Input::Job(Box::new(activation))),
                 Err(refused) => {
@@ -350,6 +389,15 @@ fn sink(
                     reports.tell(Input::Settled);
                 }
             }
-        });
+        }
+    };
+    Box::new(move |handed| {
+        for _ in &handed {
+            metrics.activation_started();
+        }
+        // One task for all: waking the runtime from outside costs more than what it is woken for. They are
+        // begun in order, none waits for another, and what breaks one does not break another.
+        let all = handed.into_iter().map(|one| AssertUnwindSafe(admit(one)).catch_unwind());
+        runtime.spawn(join_all(all));
     })
 }

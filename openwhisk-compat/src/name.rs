@@ -23,9 +23,20 @@ pub fn container_name(prefix: &str, n: u64, first: &str, second: &str) -> String
 /// filter matches substrings and would also find `...wsk1_...` of another process. A leading slash, as
 /// Docker's API writes it, is ignored.
 pub fn is_own_container(prefix: &str, name: &str) -> bool {
+    own_number(prefix, name).is_some()
+}
+
+/// The number in the name of a container of the invoker with this prefix. `None` for another's name, and for
+/// a number that no invoker counts up to.
+pub fn own_container_number(prefix: &str, name: &str) -> Option<u64> {
+    own_number(prefix, name)?.parse().ok().filter(|number| *number <= u64::MAX / 2)
+}
+
+fn own_number<'a>(prefix: &str, name: &'a str) -> Option<&'a str> {
     let name = name.strip_prefix('/').unwrap_or(name);
-    let Some(rest) = name.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('_')) else { return false };
-    rest.split_once('_').is_some_and(|(n, _)| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+    let rest = name.strip_prefix(prefix)?.strip_prefix('_')?;
+    let (number, _) = rest.split_once('_')?;
+    (!number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())).then_some(number)
 }
 
 /// `<prefix>invoker<N>`: this invoker's own topic.
@@ -96,6 +107,16 @@ mod tests {
         ] {
             assert_eq!(is_own_container("wsk1", name), own, "{name}");
         }
+    }
+
+    #[test]
+    fn numbers_of_own_containers() {
+        assert_eq!(own_container_number("wsk1", "/wsk1_12_guest_hello"), Some(12));
+        assert_eq!(own_container_number("wsk1", "wsk1_0_prewarm_x"), Some(0));
+        assert_eq!(own_container_number("wsk1", "wsk11_12_guest_hello"), None);
+        let absurd = "wsk1_99999999999999999999_guest_hello";
+        assert_eq!((is_own_container("wsk1", absurd), own_container_number("wsk1", absurd)), (true, None));
+        assert_eq!(own_container_number("wsk1", "wsk1_18446744073709551615_guest_hello"), None);
     }
 
     #[test]

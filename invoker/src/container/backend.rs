@@ -5,6 +5,7 @@ use super::memory::OomCounter;
 use super::spec::{ContainerSpec, CreateError, EngineError};
 use crate::pool::ContainerId;
 use async_trait::async_trait;
+use futures::StreamExt as _;
 use nix::unistd::Pid;
 use std::fmt;
 use std::net::SocketAddr;
@@ -63,6 +64,25 @@ impl StartReport {
     }
 }
 
+/// A container that an earlier process left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leftover {
+    /// How the engine calls it.
+    pub engine_id: String,
+    /// Its name.
+    pub name: String,
+    /// The number in its name, if it is one that can be counted on from.
+    pub number: Option<u64>,
+    /// The engine says that it is suspended.
+    pub suspended: bool,
+}
+
+/// A sweep ends after this, finished or not (contract 6.5).
+pub const SWEEP_WITHIN: Duration = Duration::from_secs(30);
+
+/// How many leftovers are removed at a time.
+pub const SWEEP_PARALLEL: usize = 16;
+
 /// What a sweep of leftovers did.
 #[derive(Debug, Default)]
 pub struct SweepReport {
@@ -100,6 +120,35 @@ pub trait ContainerBackend: fmt::Debug + Send + Sync {
     /// container's control group is already gone.
     async fn says_oom_killed(&self, container: &Handle) -> Result<bool, EngineError>;
 
-    /// Removes every container that an earlier process with our name prefix left behind, in bounded time.
-    async fn sweep(&self) -> Result<SweepReport, EngineError>;
+    /// The containers that an earlier process with our name prefix left behind, or this one has now.
+    async fn leftovers(&self) -> Result<Vec<Leftover>, EngineError>;
+
+    /// Removes one of them, suspended or not, dead or alive. Idempotent.
+    async fn remove_leftover(&self, leftover: &Leftover) -> Result<(), EngineError>;
+
+    /// Removes all of them, within [`SWEEP_WITHIN`].
+    async fn sweep(&self) -> Result<SweepReport, EngineError> {
+        let deadline = tokio::time::Instant::now() + SWEEP_WITHIN;
+        let late = |what| EngineError::TimedOut { what, limit: SWEEP_WITHIN };
+        let leftovers =
+            tokio::time::timeout_at(deadline, self.leftovers()).await.map_err(|_| late("ps"))??;
+        let mut report = SweepReport::default();
+        let mut removals = futures::stream::iter(leftovers)
+            .map(|one| async move {
+                let outcome = self.remove_leftover(&one).await;
+                (one.name, outcome)
+            })
+            .buffer_unordered(SWEEP_PARALLEL);
+        loop {
+            match tokio::time::timeout_at(deadline, removals.next()).await {
+                Ok(Some((name, Ok(())))) => report.removed.push(name),
+                Ok(Some((name, Err(error)))) => report.failed.push((name, error)),
+                Ok(None) => return Ok(report),
+                Err(_) => {
+                    report.failed.push(("and others".to_owned(), late("rm")));
+                    return Ok(report);
+                }
+            }
+        }
+    }
 }

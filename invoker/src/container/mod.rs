@@ -91,7 +91,9 @@ mod state;
 mod sys;
 mod warden;
 
-pub use backend::{ContainerBackend, Handle, StartReport, SweepReport};
+pub use backend::{
+    ContainerBackend, Handle, Leftover, SWEEP_PARALLEL, SWEEP_WITHIN, StartReport, SweepReport,
+};
 pub use liveness::Liveness;
 pub use logs::LogRequest;
 pub use memory::OomCounter;
@@ -103,6 +105,7 @@ pub use state::{
 };
 pub use warden::WardenOptions;
 
+use logs::LogWatches;
 use std::sync::Arc;
 use warden::Wardens;
 
@@ -111,13 +114,18 @@ use warden::Wardens;
 pub struct Containers {
     backend: Arc<dyn ContainerBackend>,
     wardens: Wardens,
+    watches: Option<Arc<LogWatches>>,
 }
 
 impl Containers {
-    /// Containers of this backend, checkpointed and rewound with these options.
+    /// Containers of this backend, checkpointed and rewound with these options. Must be called within a tokio
+    /// runtime.
     #[must_use]
     pub fn new(backend: Arc<dyn ContainerBackend>, options: WardenOptions) -> Self {
-        Self { backend, wardens: Wardens::new(options) }
+        let watches = LogWatches::start().inspect_err(|error| {
+            tracing::warn!(%error, "no inotify, logs are looked at every few milliseconds");
+        });
+        Self { backend, wardens: Wardens::new(options), watches: watches.ok() }
     }
 
     /// The backend.
@@ -132,6 +140,6 @@ impl Containers {
     /// See [`CreateError`]; nothing is left behind.
     pub async fn create(&self, spec: &ContainerSpec) -> Result<Created, CreateError> {
         let handle = self.backend.create(spec).await?;
-        Ok(Created::new(handle, Arc::clone(&self.backend), self.wardens.clone()))
+        Ok(Created::new(handle, Arc::clone(&self.backend), self.wardens.clone(), self.watches.clone()))
     }
 }

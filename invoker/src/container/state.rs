@@ -5,7 +5,7 @@
 
 use super::backend::{ContainerBackend, Handle};
 use super::client::{self, Call, Closing, Outcome};
-use super::logs::{Barrier, LogChannel, LogFollower, LogRequest};
+use super::logs::{Barrier, LogChannel, LogFollower, LogRequest, LogWatches};
 use super::report::{CheckpointReport, QuarantineReason, RewindReport, Verdict};
 use super::spec::EngineError;
 use super::warden::{NoCheckpoint, Warden, Wardens};
@@ -171,9 +171,14 @@ pub struct InitEnd {
 }
 
 impl Created {
-    pub(super) fn new(handle: Arc<Handle>, backend: Arc<dyn ContainerBackend>, wardens: Wardens) -> Self {
+    pub(super) fn new(
+        handle: Arc<Handle>,
+        backend: Arc<dyn ContainerBackend>,
+        wardens: Wardens,
+        watches: Option<Arc<LogWatches>>,
+    ) -> Self {
         let channel = LogChannel::of(handle.init);
-        let logs = handle.log_file.clone().map(|path| Mutex::new(LogFollower::new(path)));
+        let logs = handle.log_file.clone().map(|path| Mutex::new(LogFollower::new(path, watches)));
         let collected = AtomicBool::new(false);
         Self { body: Arc::new(Body { handle, backend, wardens, logs, channel, collected }) }
     }

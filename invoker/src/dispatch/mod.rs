@@ -198,6 +198,11 @@ struct Counted {
 const GAUGES_EVERY_TICKS: u64 = 10;
 
 impl<K: Keepers> Dispatcher<K> {
+    /// Takes over the containers of an earlier process: see [`Pool::adopt`].
+    pub fn adopt(&mut self, newest: u64, count: usize) -> Vec<ContainerId> {
+        self.pool.adopt(newest, count)
+    }
+
     /// A dispatcher with an empty pool.
     #[must_use]
     pub fn new(parts: Parts<K>) -> Self {

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 
 use super::Metrics;
 use super::upstream::{DockerCommand, Step};
-use crate::container::{ContainerBackend, ContainerSpec, CreateError, EngineError, Handle, SweepReport};
+use crate::container::{ContainerBackend, ContainerSpec, CreateError, EngineError, Handle, Leftover};
 
 /// Counts what another backend does; changes nothing.
 #[derive(Debug)]
@@ -79,7 +79,11 @@ impl ContainerBackend for Metered {
         self.count(DockerCommand::Inspect, self.inner.says_oom_killed(container)).await
     }
 
-    async fn sweep(&self) -> Result<SweepReport, EngineError> {
-        self.count(DockerCommand::Ps, self.inner.sweep()).await
+    async fn leftovers(&self) -> Result<Vec<Leftover>, EngineError> {
+        self.count(DockerCommand::Ps, self.inner.leftovers()).await
+    }
+
+    async fn remove_leftover(&self, leftover: &Leftover) -> Result<(), EngineError> {
+        self.count(DockerCommand::Rm, self.inner.remove_leftover(leftover)).await
     }
 }

@@ -745,6 +745,28 @@ fn slow_destruction_stops_creation() {
 }
 
 #[test]
+fn containers_of_an_earlier_process_are_counted_on_from_and_delay_new_ones_when_many() {
+    let mut scene = Scene::new(PoolConfig { removing_max: 2, ..config(1) });
+    let leftovers = scene.pool.adopt(7, 2);
+    assert_eq!(leftovers, [ContainerId(8), ContainerId(9)]);
+    let job = scene.job("a");
+    let (job, commands) = scene.arrive(job);
+    assert_eq!(commands, []);
+    assert_eq!(
+        scene.send(Event::Removed { container: leftovers[1] }),
+        [Command::CreateFor { container: ContainerId(10), job, start: Start::Cold }],
+        "they hold no memory of ours"
+    );
+    scene.send(Event::Drain);
+    scene.send(Event::Initialised { container: ContainerId(10) });
+    scene.done(ContainerId(10), job, JobEnd::Kept);
+    scene.send(Event::Removed { container: ContainerId(10) });
+    assert!(!scene.pool.is_empty());
+    scene.send(Event::Removed { container: leftovers[0] });
+    assert!(scene.pool.is_empty());
+}
+
+#[test]
 fn a_job_larger_than_all_memory_is_aborted() {
     let mut scene = Scene::with_room_for(1);
     let job = scene.large_job("a", 256);

@@ -253,6 +253,28 @@ impl<A: Clone + Eq + Hash> Pool<A> {
         }
     }
 
+    /// Takes over `count` containers of an earlier process, the names of which have numbers up to `newest`, and
+    /// which are being destroyed: like all such they do not count, and delay new ones when there are many.
+    /// For each of the returned one [`Event::Removed`] must follow. To be called before any event.
+    pub fn adopt(&mut self, newest: u64, count: usize) -> Vec<ContainerId> {
+        self.next_container = self.next_container.max(newest.saturating_add(1));
+        let adopted: Vec<_> = (0..count).map(|_| self.new_id()).collect();
+        for id in &adopted {
+            let container = Container {
+                state: State::Removing,
+                memory_mb: 0,
+                counted: false,
+                doomed: true,
+                owner: None,
+                capacity: 1,
+                last_used: self.now,
+            };
+            self.containers.insert(*id, container);
+        }
+        self.removing += count;
+        adopted
+    }
+
     /// Takes note of an event and adds what is to be done because of it to `commands`.
     pub fn handle(&mut self, now: Millis, event: Event<A>, commands: &mut Vec<Command>) {
         self.now = self.now.max(now);

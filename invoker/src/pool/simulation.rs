@@ -108,6 +108,20 @@ struct ContainerModel {
 }
 
 impl ContainerModel {
+    /// Of an earlier process.
+    fn leftover() -> Self {
+        Self {
+            doing: Doing::Removing,
+            memory_mb: 0,
+            stock: None,
+            owner: None,
+            in_flight: Vec::new(),
+            pristine: false,
+            failed: false,
+            quarantined: false,
+        }
+    }
+
     fn counts(&self) -> bool {
         !self.failed && self.doing != Doing::Removing
     }
@@ -217,9 +231,16 @@ impl<C: Choices> World<C> {
         };
         let trouble = [0, 3, 15, 40][choices.below(4)];
         let permits_all = 1 + u32::try_from(choices.below(24)).unwrap();
+        let mut pool = Pool::new(config.clone());
+        let newest = choices.below(5) as u64;
+        let leftovers = pool.adopt(newest, choices.below(6));
+        let newest_container = leftovers.last().map_or(newest, |last| last.0);
+        let being_removed = |id: &ContainerId| (*id, ContainerModel::leftover());
+        let containers = leftovers.iter().map(being_removed).collect();
+        let owed = leftovers.into_iter().map(Owed::Destroy).collect();
         Self {
             choices,
-            pool: Pool::new(config.clone()),
+            pool,
             config,
             now: Millis(0),
             trouble,
@@ -228,10 +249,10 @@ impl<C: Choices> World<C> {
             draining: false,
             jobs: BTreeMap::new(),
             unanswered: 0,
-            containers: BTreeMap::new(),
-            owed: Vec::new(),
+            containers,
+            owed,
             next_job: 0,
-            newest_container: 0,
+            newest_container,
             events: 0,
             commands: Vec::new(),
             aborts: [0; 4],

@@ -64,8 +64,9 @@ impl KafkaConsumer {
             ("fetch.min.bytes", "1".to_owned()),
             ("fetch.wait.max.ms", "500".to_owned()),
             ("fetch.error.backoff.ms", "50".to_owned()),
-            // The small local queue is full most of the time under load; with the default of one
-            // second of back-off a burst would be taken in steps.
+            // A fetch is sent only while there are fewer records than this in the local queue, or each
+            // record that arrives would cost one. With the default of one second of back-off a burst
+            // would be taken in steps.
             ("fetch.queue.backoff.ms", "2".to_owned()),
             ("queued.min.messages", self.settings.prefetch.max(1).to_string()),
             ("queued.max.messages.kbytes", "16384".to_owned()),

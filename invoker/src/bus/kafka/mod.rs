@@ -50,7 +50,8 @@ pub struct KafkaSettings {
     pub consumer: BTreeMap<String, String>,
     /// Largest record the producer sends, bytes (payload maximum plus overhead, contract 1.4).
     pub max_request_bytes: u64,
-    /// How many records the client keeps ready beyond those handed out (contract 3.2: 2 x maxPeek).
+    /// With this many records ready beyond those handed out, the client fetches no further ones. (It
+    /// takes what a fetch brings whole, so under a backlog there are more.)
     pub prefetch: usize,
 }
 

@@ -6,9 +6,11 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord};
+use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
+use tokio::sync::{Notify, oneshot};
 
 use super::super::{BusError, Producer, SendError};
+use super::sys::Events;
 use super::{Context, KafkaSettings, Role, client_config, create, reconnect_defaults, retriable};
 
 /// Tries after the first one for errors that pass by themselves (contract 2.6).
@@ -20,7 +22,51 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// is up to 5 minutes late is still of use, and librdkafka's own retries cannot duplicate it.
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(300);
 
-type Client = FutureProducer<Context>;
+/// Deliveries are looked for when librdkafka says that there are some, and this often besides.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Where the outcome of a record goes.
+type Outcomes = oneshot::Sender<Result<(), KafkaError>>;
+/// What became of a record; an error when its client was dropped.
+type Delivery = oneshot::Receiver<Result<(), KafkaError>>;
+
+/// A client whose deliveries are handed out on the runtime's own threads: a thread that waits for them would
+/// be woken for each, to wake the runtime in turn.
+struct Client {
+    // Dropped in this order.
+    events: Events,
+    producer: BaseProducer<Context>,
+}
+
+impl ProducerContext for Context {
+    type DeliveryOpaque = Box<Outcomes>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, outcome: Box<Outcomes>) {
+        let result = result.as_ref().map(drop).map_err(|(error, _)| error.clone());
+        // Whoever sent it may not want to know.
+        let _ = outcome.send(result);
+    }
+}
+
+impl Client {
+    /// Takes the producer over. Must be called within a tokio runtime.
+    fn new(producer: BaseProducer<Context>) -> Arc<Self> {
+        let wake = Arc::new(Notify::new());
+        let events = Events::of(producer.client(), Arc::clone(&wake));
+        let client = Arc::new(Self { events, producer });
+        let weak = Arc::downgrade(&client);
+        tokio::spawn(async move {
+            loop {
+                let _ = tokio::time::timeout(LOOK_AGAIN, wake.notified()).await;
+                let Some(client) = weak.upgrade() else { return };
+                while client.events.waiting() {
+                    client.producer.poll(Duration::ZERO);
+                }
+            }
+        });
+        client
+    }
+}
 
 pub(super) struct KafkaProducer {
     shared: Arc<Shared>,
@@ -34,13 +80,13 @@ struct Shared {
 
 #[derive(Clone)]
 struct Generation {
-    client: Client,
+    client: Arc<Client>,
     number: u64,
 }
 
 impl KafkaProducer {
     pub(super) fn new(settings: Arc<KafkaSettings>) -> Result<Self, BusError> {
-        let client = Generation { client: client(&settings)?, number: 0 };
+        let client = Generation { client: Client::new(client(&settings)?), number: 0 };
         Ok(Self { shared: Arc::new(Shared { settings, client: Mutex::new(client) }) })
     }
 }
@@ -63,7 +109,7 @@ impl Shared {
     async fn finish(
         &self,
         mut current: Generation,
-        mut started: Result<DeliveryFuture, KafkaError>,
+        mut started: Result<Delivery, KafkaError>,
         topic: String,
         payload: Vec<u8>,
     ) -> Result<(), SendError> {
@@ -71,8 +117,8 @@ impl Shared {
         loop {
             let error = match started {
                 Ok(delivery) => match delivery.await {
-                    Ok(Ok(_)) => return Ok(()),
-                    Ok(Err((error, _))) => error,
+                    Ok(Ok(())) => return Ok(()),
+                    Ok(Err(error)) => error,
                     // The client was dropped under us: another sender replaced it.
                     Err(_) => KafkaError::Canceled,
                 },
@@ -113,7 +159,7 @@ impl Shared {
         match client(&self.settings) {
             Ok(client) => {
                 tracing::warn!(generation = number + 1, "kafka producer replaced");
-                *current = Generation { client, number: number + 1 };
+                *current = Generation { client: Client::new(client), number: number + 1 };
             }
             // The old one stays, and the next failure tries again: never down for good (#4076).
             Err(error) => {
@@ -150,12 +196,14 @@ fn judge(error: &KafkaError, code: Option<RDKafkaErrorCode>) -> Outcome {
     }
 }
 
-fn start(client: &Client, topic: &str, payload: &[u8]) -> Result<DeliveryFuture, KafkaError> {
-    let record: FutureRecord<'_, (), [u8]> = FutureRecord::to(topic).partition(0).payload(payload);
-    client.send_result(record).map_err(|(error, _)| error)
+fn start(client: &Client, topic: &str, payload: &[u8]) -> Result<Delivery, KafkaError> {
+    let (outcome, delivery) = oneshot::channel();
+    let record = BaseRecord::<'_, (), [u8], _>::with_opaque_to(topic, Box::new(outcome));
+    client.producer.send(record.partition(0).payload(payload)).map_err(|(error, _)| error)?;
+    Ok(delivery)
 }
 
-fn client(settings: &KafkaSettings) -> Result<Client, BusError> {
+fn client(settings: &KafkaSettings) -> Result<BaseProducer<Context>, BusError> {
     let mut defaults = reconnect_defaults("producer");
     defaults.extend([
         // A record goes at once when none is on its way, and while one is, those behind it gather

@@ -12,7 +12,7 @@ mod runc;
 pub use arguments::ArgumentError;
 pub use engine::{DEFAULT_HOST, DockerTimeouts};
 
-use super::backend::{ContainerBackend, Handle, StartReport, SweepReport};
+use super::backend::{ContainerBackend, Handle, Leftover, StartReport};
 use super::liveness::Liveness;
 use super::logs::log_path;
 use super::memory::OomCounter;
@@ -25,9 +25,8 @@ use bollard::query_parameters::{
     StartContainerOptions,
 };
 use engine::{once, persistently};
-use futures::StreamExt;
 use nix::unistd::Pid;
-use openwhisk_compat::name::is_own_container;
+use openwhisk_compat::name::{is_own_container, own_container_number};
 use pull::Pulls;
 use runc::Runc;
 use std::collections::{BTreeMap, HashMap};
@@ -41,12 +40,6 @@ use tokio::sync::Semaphore;
 
 /// Where runtimes listen.
 const RUNTIME_PORT: u16 = 8080;
-
-/// A sweep ends after this, finished or not (contract 6.5).
-const SWEEP_DEADLINE: Duration = Duration::from_secs(30);
-
-/// How many leftovers are removed at a time.
-const SWEEP_PARALLEL: usize = 16;
 
 /// Exit codes of `docker run`: 127 is what it makes of these words of the engine.
 const COMMAND_NOT_FOUND: [&str; 3] =
@@ -391,21 +384,6 @@ impl DockerBackend {
             tracing::debug!(engine_id, error = %crate::errors::chain(&error), "was not suspended");
         }
     }
-
-    async fn leftovers(&self) -> Result<Vec<ContainerSummary>, EngineError> {
-        // The engine looks for the name anywhere in names, as a pattern; which are ours is decided here.
-        let filters = HashMap::from([("name".to_owned(), vec![format!("{}_", self.config.name_prefix)])]);
-        let options = ListContainersOptions { all: true, filters: Some(filters), ..Default::default() };
-        let all = persistently("ps", self.config.timeouts.ps, || {
-            self.docker.list_containers(Some(options.clone()))
-        })
-        .await?;
-        let prefix = &self.config.name_prefix;
-        let own = |one: &ContainerSummary| {
-            one.names.as_ref().is_some_and(|names| names.iter().any(|name| is_own_container(prefix, name)))
-        };
-        Ok(all.into_iter().filter(own).collect())
-    }
 }
 
 enum RunFailure {
@@ -515,32 +493,29 @@ impl ContainerBackend for DockerBackend {
         Ok(state.and_then(|state| state.oom_killed).unwrap_or(false))
     }
 
-    async fn sweep(&self) -> Result<SweepReport, EngineError> {
-        let mut report = SweepReport::default();
-        let leftovers = tokio::time::timeout(SWEEP_DEADLINE, self.leftovers());
-        let deadline = tokio::time::Instant::now() + SWEEP_DEADLINE;
-        let leftovers =
-            leftovers.await.map_err(|_| EngineError::TimedOut { what: "ps", limit: SWEEP_DEADLINE })??;
-        let mut removals = futures::stream::iter(leftovers)
-            .map(|one| async move {
-                let id = one.id.unwrap_or_default();
-                let name = one.names.unwrap_or_default().join(" ");
-                let paused = one.state.is_some_and(|state| state.to_string() == "paused");
-                self.let_go(&id, paused).await;
-                (name, self.remove(&id).await)
+    async fn leftovers(&self) -> Result<Vec<Leftover>, EngineError> {
+        // The engine looks for the name anywhere in names, as a pattern; which are ours is decided here.
+        let filters = HashMap::from([("name".to_owned(), vec![format!("{}_", self.config.name_prefix)])]);
+        let options = ListContainersOptions { all: true, filters: Some(filters), ..Default::default() };
+        let all = persistently("ps", self.config.timeouts.ps, || {
+            self.docker.list_containers(Some(options.clone()))
+        })
+        .await?;
+        let prefix = &self.config.name_prefix;
+        let own = |one: ContainerSummary| {
+            let name = one.names?.into_iter().find(|name| is_own_container(prefix, name))?;
+            Some(Leftover {
+                engine_id: one.id.unwrap_or_default(),
+                number: own_container_number(prefix, &name),
+                name: name.trim_start_matches('/').to_owned(),
+                suspended: one.state.is_some_and(|state| state.to_string() == "paused"),
             })
-            .buffer_unordered(SWEEP_PARALLEL);
-        loop {
-            match tokio::time::timeout_at(deadline, removals.next()).await {
-                Ok(Some((name, Ok(())))) => report.removed.push(name),
-                Ok(Some((name, Err(error)))) => report.failed.push((name, error)),
-                Ok(None) => return Ok(report),
-                Err(_) => {
-                    let late = EngineError::TimedOut { what: "rm", limit: SWEEP_DEADLINE };
-                    report.failed.push(("and others".to_owned(), late));
-                    return Ok(report);
-                }
-            }
-        }
+        };
+        Ok(all.into_iter().filter_map(own).collect())
+    }
+
+    async fn remove_leftover(&self, leftover: &Leftover) -> Result<(), EngineError> {
+        self.let_go(&leftover.engine_id, leftover.suspended).await;
+        self.remove(&leftover.engine_id).await
     }
 }

@@ -194,8 +194,9 @@ mod tests {
 
     #[test]
     fn a_barrier_goes_through_both_pipes_after_what_was_there() {
-        // The shell waits for its standard input to close.
-        let (mut child, pid) = started("printf half; printf other >&2; echo >&2; read x");
+        // The shell waits for its standard input to close. It redirects in a process of its own, so that its own
+        // descriptors stay what they are.
+        let (mut child, pid) = started("printf half; (echo other) >&2; read x");
         let channel = LogChannel::of(pid).expect("channel");
         let mut stderr = child.stderr.take().expect("stderr");
         let mut first = [0_u8; 6];

@@ -2,17 +2,18 @@
 
 use super::super::liveness::Liveness;
 use super::channel::{Barrier, LogChannel};
+use super::watch::{LogWatch, LogWatches};
 use openwhisk_compat::logs::{CollectedLogs, LogCollector, LogDeadlines, LogMode, Progress};
 use openwhisk_compat::size::ByteSize;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
-/// Pauses between two looks at a log that has nothing new. Output takes some 0.3 ms from the container into the
-/// file; upstream looks every 5 ms.
+/// Pauses between two looks at a log that has nothing new and cannot be watched. Upstream looks every 5 ms.
 const POLL_FIRST: Duration = Duration::from_millis(1);
 const POLL_MAX: Duration = Duration::from_millis(5);
 
@@ -25,8 +26,11 @@ const MARK_DEADLINE: Duration = Duration::from_millis(250);
 /// How long nothing must come for what is there to be all, when there is nobody to mark the end.
 const UNMARKED_IDLE: Duration = Duration::from_millis(50);
 
-/// How much of the file is read at once.
+/// How much of the file is read at once, at least.
 const CHUNK: usize = 16 * 1024;
+
+/// Nothing came for this long: perhaps the engine writes into another file by now.
+const ROTATION_CHECK: Duration = Duration::from_millis(5);
 
 /// What to collect for one activation (contract 5.8).
 #[derive(Debug, Clone, Copy)]
@@ -49,9 +53,46 @@ pub(in crate::container) struct LogFollower {
     /// Where the output of the next activation begins, at a line's beginning.
     offset: u64,
     /// Bytes read from `offset` on that have not been looked at.
-    ahead: Vec<u8>,
+    ahead: Ahead,
+    /// Tells when there is more; `None`: nobody does.
+    watch: Option<LogWatch>,
     /// Set after a rewind: what comes before it is dropped.
     barrier: Option<Expected>,
+}
+
+/// What was read and not yet used, in front of room for the next read. (A vector that grew and shrank for each
+/// read would have its room filled with zeros each time.)
+#[derive(Debug, Default)]
+struct Ahead {
+    bytes: Vec<u8>,
+    filled: usize,
+}
+
+impl Ahead {
+    fn unused(&self) -> &[u8] {
+        &self.bytes[..self.filled]
+    }
+
+    /// At least [`CHUNK`] bytes.
+    fn room(&mut self) -> &mut [u8] {
+        if self.bytes.len() - self.filled < CHUNK {
+            self.bytes.resize(self.filled + CHUNK, 0);
+        }
+        &mut self.bytes[self.filled..]
+    }
+
+    fn use_up(&mut self, count: usize) {
+        self.bytes.copy_within(count..self.filled, 0);
+        self.filled -= count;
+        if self.filled == 0 && self.bytes.len() > 8 * CHUNK {
+            // A long line went through. They are rare.
+            self.bytes = Vec::new();
+        }
+    }
+
+    fn clear(&mut self) {
+        self.filled = 0;
+    }
 }
 
 /// A token that is to come on both streams.
@@ -69,8 +110,9 @@ impl Expected {
 }
 
 impl LogFollower {
-    pub(in crate::container) const fn new(path: PathBuf) -> Self {
-        Self { path, file: None, offset: 0, ahead: Vec::new(), barrier: None }
+    pub(in crate::container) fn new(path: PathBuf, watches: Option<Arc<LogWatches>>) -> Self {
+        let watch = watches.map(|all| LogWatch::new(all, &path));
+        Self { path, file: None, offset: 0, ahead: Ahead::default(), watch, barrier: None }
     }
 
     /// From now on, drops everything up to and including `barrier`, on each stream.
@@ -87,10 +129,16 @@ impl LogFollower {
         liveness: &Liveness,
     ) -> CollectedLogs {
         let mut collector = LogCollector::new(request.limit, request.mode);
+        if let Some(watch) = &self.watch {
+            watch.begin();
+        }
         let result = match request.mode {
             LogMode::Wait => self.wait_for_end(&mut collector, request, liveness).await,
             LogMode::NoWait => self.take_what_is_there(&mut collector, request, channel, liveness).await,
         };
+        if let Some(watch) = &self.watch {
+            watch.end();
+        }
         if let Err(error) = result {
             tracing::warn!(path = %self.path.display(), %error, "cannot read a container's log");
             collector.time_out();
@@ -106,7 +154,7 @@ impl LogFollower {
     ) -> io::Result<()> {
         let end = Instant::now() + request.deadlines.total;
         let mut idle_end = Instant::now() + request.deadlines.idle;
-        let mut pause = POLL_FIRST;
+        let mut pauses = Pauses::new();
         // After the container's death the engine still writes what is in the pipes; one more idle time is enough
         // for that, as for everything else.
         let mut was_alive = true;
@@ -114,9 +162,10 @@ impl LogFollower {
             if self.advance(collector, request, None)? == Progress::Done {
                 return Ok(());
             }
+            let more = self.read_more(&pauses)?;
             let now = Instant::now();
-            if self.read_more()? {
-                (idle_end, pause) = (now + request.deadlines.idle, POLL_FIRST);
+            if more {
+                (idle_end, pauses) = (now + request.deadlines.idle, Pauses::new());
                 if now < end {
                     continue;
                 }
@@ -129,8 +178,7 @@ impl LogFollower {
                 was_alive = false;
                 idle_end = idle_end.min(now + MARK_DEADLINE);
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(POLL_MAX);
+            pauses.pause(self.watch.as_ref()).await;
         }
     }
 
@@ -151,14 +199,15 @@ impl LogFollower {
         // engine too.
         let patience = if marked { MARK_DEADLINE } else { UNMARKED_IDLE };
         let mut idle_end = Instant::now() + patience;
-        let mut pause = POLL_FIRST;
+        let mut pauses = Pauses::new();
         loop {
             if self.advance(collector, request, Some(&mut mark))? == Progress::Done || mark.seen == [true; 2]
             {
                 return Ok(());
             }
+            let more = self.read_more(&pauses)?;
             let now = Instant::now();
-            if self.read_more()? {
+            if more {
                 idle_end = now + patience;
                 if now < end {
                     continue;
@@ -169,8 +218,7 @@ impl LogFollower {
             if now >= idle_end.min(end) {
                 return Ok(());
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(POLL_MAX);
+            pauses.pause(self.watch.as_ref()).await;
         }
     }
 
@@ -184,9 +232,9 @@ impl LogFollower {
         let mut start = 0;
         let mut progress = Progress::More;
         while progress == Progress::More
-            && let Some(length) = self.ahead[start..].iter().position(|b| *b == b'\n')
+            && let Some(length) = self.ahead.unused()[start..].iter().position(|b| *b == b'\n')
         {
-            let line = &self.ahead[start..=start + length];
+            let line = &self.ahead.unused()[start..=start + length];
             start += line.len();
             match classify(line, &mut self.barrier, mark.as_deref_mut()) {
                 Line::Output => progress = collector.feed(line),
@@ -197,27 +245,27 @@ impl LogFollower {
                 break;
             }
         }
-        self.ahead.drain(..start);
+        self.ahead.use_up(start);
         self.offset += start as u64;
-        if progress == Progress::More && self.ahead.len() as u64 > request.limit.bytes() {
+        if progress == Progress::More && self.ahead.filled as u64 > request.limit.bytes() {
             // A line longer than may be collected: the collector says what that means.
-            progress = collector.feed(&self.ahead);
+            progress = collector.feed(self.ahead.unused());
         }
         Ok(progress)
     }
 
     /// Reads the next piece of the file, if there is one.
-    fn read_more(&mut self) -> io::Result<bool> {
+    fn read_more(&mut self, pauses: &Pauses) -> io::Result<bool> {
         let file = match &self.file {
             Some(file) => file,
             None => self.file.insert(File::open(&self.path)?),
         };
-        let have = self.ahead.len();
-        self.ahead.resize(have + CHUNK, 0);
-        let read = file.read_at(&mut self.ahead[have..], self.offset + have as u64);
-        self.ahead.truncate(have + read.as_ref().copied().unwrap_or(0));
-        match read? {
-            0 => self.follow_rotation(),
+        let from = self.offset + self.ahead.filled as u64;
+        let read = file.read_at(self.ahead.room(), from)?;
+        self.ahead.filled += read;
+        match read {
+            0 if pauses.since.elapsed() >= ROTATION_CHECK => self.follow_rotation(),
+            0 => Ok(false),
             _ => Ok(true),
         }
     }
@@ -233,7 +281,33 @@ impl LogFollower {
         self.file = Some(File::open(&self.path)?);
         self.offset = 0;
         self.ahead.clear();
+        if let Some(watch) = &self.watch {
+            watch.replaced();
+        }
         Ok(true)
+    }
+}
+
+/// The pauses since something came.
+struct Pauses {
+    since: Instant,
+    /// If there is nobody to wake us.
+    next: Duration,
+}
+
+impl Pauses {
+    fn new() -> Self {
+        Self { since: Instant::now(), next: POLL_FIRST }
+    }
+
+    async fn pause(&mut self, watch: Option<&LogWatch>) {
+        if let Some(watch) = watch
+            && watch.grown().await
+        {
+            return;
+        }
+        tokio::time::sleep(self.next).await;
+        self.next = (self.next * 2).min(POLL_MAX);
     }
 }
 
@@ -328,7 +402,8 @@ mod tests {
             let directory = tempfile::tempdir().expect("directory");
             let path = directory.path().join("a-json.log");
             let file = File::create(&path).expect("log");
-            let follower = LogFollower::new(path.clone());
+            let watches = LogWatches::start().expect("inotify");
+            let follower = LogFollower::new(path.clone(), Some(watches));
             let liveness = Liveness::of(Pid::this()).expect("our own pidfd");
             Self { file, path, follower, liveness, _directory: directory }
         }

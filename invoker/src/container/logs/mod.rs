@@ -14,7 +14,9 @@
 
 mod channel;
 mod follow;
+mod watch;
 
 pub(super) use channel::{Barrier, LogChannel};
 pub use follow::LogRequest;
 pub(super) use follow::{LogFollower, log_path};
+pub(super) use watch::LogWatches;
