@@ -285,6 +285,7 @@ impl Settings {
         let mut options = WardenOptions::default();
         options.memory.settle = self.config.rewind.settle_timeout;
         options.memory.paranoid = self.config.rewind.paranoid;
+        options.memory.paranoid_every = self.config.rewind.paranoid_every;
         options
     }
 

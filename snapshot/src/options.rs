@@ -23,6 +23,8 @@ pub struct Options {
     pub census: bool,
     /// Compare everything, byte for byte and map for map, after each rewind. For tests: O(size). Default off.
     pub paranoid: bool,
+    /// The same after every so many rewinds of a snapshot, as a sample; 0 is never. Default 0.
+    pub paranoid_every: u32,
     /// A page that changed in so many rewinds in a row stays writable ('hot') and is copied back in place.
     /// 0 turns hot pages off. Default 2 (measured: hot pages halve the cost of a request).
     pub hot_after: u8,
@@ -42,6 +44,7 @@ impl Default for Options {
             advice: true,
             census: true,
             paranoid: false,
+            paranoid_every: 0,
             hot_after: 2,
             cold_after: 32,
             faults: Faults::default(),

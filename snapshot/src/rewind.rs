@@ -48,6 +48,8 @@ pub struct Snapshot {
     census: Watch,
     /// Control groups below the container's at the checkpoint.
     groups: u64,
+    /// Rewinds begun, counted round.
+    rewinds: u32,
 }
 
 impl Snapshot {
@@ -60,7 +62,7 @@ impl Snapshot {
         census: Watch,
         groups: u64,
     ) -> Snapshot {
-        Snapshot { target, options, tracer: Some(tracer), processes, queues, census, groups }
+        Snapshot { target, options, tracer: Some(tracer), processes, queues, census, groups, rewinds: 0 }
     }
 
     /// Bytes of memory that the snapshot holds.
@@ -102,6 +104,7 @@ impl Snapshot {
         // Taken out: if the work panics, the tracer is dropped in the middle of an operation and kills.
         let mut tracer = self.tracer.take().ok_or_else(lost)?;
         tracer.begin();
+        self.rewinds = self.rewinds.wrapping_add(1);
         match self.try_rewind(&mut tracer, files) {
             Ok(report) => {
                 self.tracer = Some(tracer);
@@ -159,7 +162,8 @@ impl Snapshot {
         let mut areas = Areas::none();
         self.processes.iter().for_each(|process| areas.join(process.said()));
         report.areas_changed = areas.names().collect();
-        if self.options.paranoid {
+        let paranoid = self.is_paranoid();
+        if paranoid {
             self.processes.iter_mut().try_for_each(|process| process.doubt(tracer, &mut buffer))?;
         }
         let mut differs = Vec::with_capacity(self.processes.len());
@@ -230,7 +234,7 @@ impl Snapshot {
         watch.lap(Phase::Files);
 
         let outdated = self.processes.iter().any(Process::outdated);
-        if self.options.paranoid {
+        if paranoid {
             for process in &mut self.processes {
                 process.verify(tracer, &mut buffer)?;
             }
@@ -255,6 +259,12 @@ impl Snapshot {
         watch.lap(Phase::Thaw);
         watch.finish(&mut report);
         Ok(report)
+    }
+
+    /// Whether this rewind is one of those after which everything is compared.
+    fn is_paranoid(&self) -> bool {
+        let Options { paranoid, paranoid_every, .. } = self.options;
+        paranoid || paranoid_every > 0 && self.rewinds.is_multiple_of(paranoid_every)
     }
 
     /// Kills strangers and stops the threads of the snapshot. Returns threads that the request started, by

@@ -79,6 +79,16 @@ fn undone(operations: &str) -> snapshot::RewindReport {
 }
 
 #[test]
+fn the_paranoid_comparison_is_a_sample_where_it_is_asked_for_as_one() {
+    needs_engine!();
+    let mut p = Puppet::c("map.c");
+    let mut c = p.checkpoint_with(&Options { paranoid_every: 3, ..Options::default() });
+    let compared = |report: &snapshot::RewindReport| !report.phase(snapshot::Phase::Verify).is_zero();
+    let looks: Vec<bool> = (0..7).map(|_| compared(&c.rewind())).collect();
+    assert_eq!(looks, [false, false, true, false, false, true, false]);
+}
+
+#[test]
 fn dropped_pages_come_back() {
     needs_engine!();
     let report = undone("d 0 16 0");

@@ -199,5 +199,8 @@ fn without_root_the_installer_says_what_it_would_have_installed() {
     let output = run(&words, &[("PATH", &path), ("REWIND_CACHE", &cache)]);
     let said = text(&output.stderr);
     assert!(!output.status.success(), "{said}");
-    assert!(said.contains("apt-get install golang-go jq nodejs prometheus") && said.contains("root"), "{said}");
+    assert!(
+        said.contains("apt-get install golang-go jq nodejs prometheus") && said.contains("root"),
+        "{said}"
+    );
 }

@@ -151,7 +151,8 @@ impl Parser<'_> {
                 self.skip(true);
             }
             match self.peek() {
-                None => return Err(self.error("`]` is missing".to_owned())),
+                // A text would end before the brace, and so not begin.
+                None | Some('}') => return Err(self.error("`]` is missing".to_owned())),
                 Some(']') => {
                     self.at += 1;
                     return Ok(());
@@ -266,6 +267,7 @@ mod tests {
             ("a", "line 1: expected `=`, `:` or an object after a"),
             ("a = [ { b = 1 } ]", "line 1: a holds something other than texts"),
             ("a = [ b", "line 1: `]` is missing"),
+            ("a { b = [ c }", "line 1: `]` is missing"),
             ("}", "line 1: expected a key, found `}`"),
         ] {
             assert_eq!(parse(text), Err(expected.to_owned()), "{text}");

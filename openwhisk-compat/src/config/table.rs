@@ -340,6 +340,8 @@ settings! {
         docker_host: String = env "REWIND_DOCKER_HOST" or "unix:///var/run/docker.sock";
         /// Compare every container with its snapshot, byte for byte, after each rewind. Slow; for tests.
         paranoid: bool = env "REWIND_PARANOID" or "false";
+        /// The same after every so many rewinds of a container, as a sample of a running system; 0 is never.
+        paranoid_every: u32 = env "REWIND_PARANOID_EVERY" or "0";
         /// How long a stop waits for activations that run.
         drain_timeout: Duration = env "REWIND_DRAIN_TIMEOUT" or "25 seconds";
         /// How long a container may take to come to rest after `/init`, before its checkpoint.
