@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::OFlags;
 
@@ -18,6 +18,15 @@ use crate::work::{Stop, Work};
 
 /// A path below the root of a tree, one name a step. Empty for the root itself.
 pub(crate) type Steps = Vec<OsString>;
+
+/// The names of a path.
+pub(crate) fn steps(path: &Path) -> Steps {
+    let name = |component| match component {
+        Component::Normal(name) => Some(name.to_owned()),
+        _ => None,
+    };
+    path.components().filter_map(name).collect()
+}
 
 /// One writable mount (or one file that is open but has no name any more) and its manifest.
 #[derive(Debug)]
@@ -153,7 +162,8 @@ impl Tree {
             return Err(Stop::Reason(FilesReason::NotRestored, "the fresh root differs from the sealed one"));
         }
         let body = Body::Directory { children: BTreeMap::new(), opaque: false, held: None };
-        self.node = Node { status, recorded: at::coarse_now(), touched: Touch::No, attributes, body };
+        let recorded = at::coarse_now();
+        self.node = Node { status, recorded, touched: Touch::No, mapped: false, attributes, body };
         let scan = std::mem::replace(&mut self.scan, at::reference(&fresh.upper)?);
         let edit = std::mem::replace(&mut self.edit, at::reference(&fresh.mount)?);
         if !self.on_sealed {
@@ -189,6 +199,7 @@ impl Tree {
             status: self.node.status,
             recorded: self.node.recorded,
             touched: Touch::No,
+            mapped: false,
             attributes: Vec::new(),
             body: Body::Special,
         };
@@ -332,7 +343,9 @@ impl Walk<'_, '_> {
 
     /// Whether contents can change here without a trace in the status.
     fn unseen_writes(&self, tree: &Tree, node: &Node) -> bool {
-        !tree.mapped_writes_tell && matches!(node.body, Body::Regular(_)) && node.status.size > 0
+        (node.mapped || !tree.mapped_writes_tell)
+            && matches!(node.body, Body::Regular(_))
+            && node.status.size > 0
     }
 
     fn accessed(&self, node: &Node, status: &Status) -> bool {

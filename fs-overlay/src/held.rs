@@ -5,11 +5,12 @@
 //! a process that holds the lost original would from then on see another file than the one at the
 //! path: then the container cannot be kept.
 
-use std::collections::BTreeMap;
-use std::ffi::OsStr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 
@@ -25,6 +26,8 @@ pub(crate) struct Held {
     pub(crate) open: BTreeMap<((u32, u32), Identity), (OwnedFd, Status)>,
     /// By mapping: the lines' inode number and path.
     pub(crate) mapped: BTreeMap<Vec<u8>, u64>,
+    /// Paths of files that have a name and are mapped for writing.
+    pub(crate) writable: BTreeSet<PathBuf>,
 }
 
 impl Held {
@@ -38,6 +41,7 @@ impl Held {
     }
 
     fn look_at(&mut self, process: &OwnedFd) -> io::Result<()> {
+        let root = at::link_target(process, OsStr::new("root"))?;
         for name in ["cwd", "root", "exe"] {
             self.look_at_link(process, OsStr::new(name));
         }
@@ -50,9 +54,11 @@ impl Held {
         let maps = rustix::fs::openat(process, "maps", flags, Mode::empty())?;
         let mut text = Vec::new();
         std::fs::File::from(maps).read_to_end(&mut text)?;
-        for line in text.split(|byte| *byte == b'\n').filter(|line| is_deleted(line)) {
-            if let Some(mapping) = mapped_file(line) {
+        for mapping in text.split(|byte| *byte == b'\n').filter_map(mapped_file) {
+            if is_deleted(mapping.path) {
                 self.mapped.insert(mapping.path.to_vec(), mapping.inode);
+            } else if mapping.shared && mapping.writable {
+                self.writable.insert(inside(&root, &mapping.plain_path()));
             }
         }
         Ok(())
@@ -90,6 +96,18 @@ impl Held {
 /// Whether the kernel's path of an open or mapped entry says that it has no name any more.
 pub(crate) fn is_deleted(path: &[u8]) -> bool {
     path.ends_with(DELETED)
+}
+
+/// A path that the kernel shows here, as the process sees it whose root the kernel shows as `root`.
+///
+/// For a container these are the same, since its mount namespace ends at its root. They differ for a
+/// process that was merely sent to another root, except for what lies on a mount that is mounted nowhere.
+pub(crate) fn inside(root: &[u8], path: &Path) -> PathBuf {
+    let root = Path::new(OsStr::from_bytes(root));
+    match path.strip_prefix(root) {
+        Ok(below) => Path::new("/").join(below),
+        Err(_) => path.to_owned(),
+    }
 }
 
 /// Gives every process that shares the mounts of one process (itself included) to a function.
@@ -151,20 +169,22 @@ pub(crate) fn mapped_file(line: &[u8]) -> Option<Mapping<'_>> {
     Some(Mapping { writable, shared, inode, path })
 }
 
-/// A path as it is, from a line of maps.
-pub(crate) fn unescape_line_feeds(path: &[u8]) -> Vec<u8> {
-    let mut plain = Vec::with_capacity(path.len());
-    let mut rest = path;
-    while let Some((first, tail)) = rest.split_first() {
-        if let Some(after) = rest.strip_prefix(b"\\012") {
-            plain.push(b'\n');
-            rest = after;
-        } else {
-            plain.push(*first);
-            rest = tail;
+impl Mapping<'_> {
+    /// The path as it is. The kernel writes a line feed as `\012` here, and nothing else in another way.
+    pub(crate) fn plain_path(&self) -> PathBuf {
+        let mut plain = Vec::with_capacity(self.path.len());
+        let mut rest = self.path;
+        while let Some((first, tail)) = rest.split_first() {
+            if let Some(after) = rest.strip_prefix(b"\\012") {
+                plain.push(b'\n');
+                rest = after;
+            } else {
+                plain.push(*first);
+                rest = tail;
+            }
         }
+        PathBuf::from(OsString::from_vec(plain))
     }
-    plain
 }
 
 #[cfg(test)]
@@ -186,7 +206,7 @@ mod tests {
         let written = b"7f00-7f10 rw-s 00000000 00:27 7                          /two\\012lines";
         let mapping = mapped_file(written).unwrap();
         assert!(mapping.writable && mapping.shared);
-        assert_eq!(unescape_line_feeds(mapping.path), b"/two\nlines");
+        assert_eq!(mapping.plain_path(), PathBuf::from("/two\nlines"));
         assert_eq!(mapped_file(b"7f00-7f10 rw-p 00000000 00:00 0                          [heap]"), None);
         let shared = b"7f00-7f10 rw-s 00000000 00:01 5                          /dev/zero (deleted)";
         assert_eq!(mapped_file(shared), None);

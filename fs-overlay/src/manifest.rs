@@ -26,6 +26,9 @@ pub(crate) struct Node {
     pub(crate) recorded: Time,
     /// Set while a rewind changes the entry, until its verification has recorded the new status.
     pub(crate) touched: Touch,
+    /// Whether a process mapped it for writing at the seal. A page that is writable in a mapping and
+    /// not written back yet takes further writes without any trace in the status.
+    pub(crate) mapped: bool,
     /// Extended attributes, sorted by name, without overlay's own.
     pub(crate) attributes: Vec<(OsString, Vec<u8>)>,
     pub(crate) body: Body,
@@ -154,7 +157,8 @@ impl Node {
         };
         // Hard links among files of the layers do not survive the copy into the upper.
         let status = Status { links: 1, flags: 0, ..*status };
-        Ok(Self { status, recorded: at::coarse_now(), touched: Touch::All, attributes, body })
+        let recorded = at::coarse_now();
+        Ok(Self { status, recorded, touched: Touch::All, mapped: false, attributes, body })
     }
 }
 
@@ -241,6 +245,7 @@ impl<'a> Recorder<'a> {
             status,
             recorded: at::coarse_now(),
             touched: Touch::No,
+            mapped: false,
             attributes,
             body,
         };

@@ -37,6 +37,10 @@ pub struct Options {
     pub depth_max: usize,
     /// Most paths named in a report. The counts are always complete.
     pub report_paths_max: usize,
+    /// Paths in the container where what is mounted belongs to others too, such as a volume that several
+    /// containers write to. What lies on such mounts is neither sealed nor put back; every other mount
+    /// the container can write to is.
+    pub shared: Vec<PathBuf>,
     /// Longest time a rewind may take.
     pub deadline: Duration,
     /// Put access times back too.
@@ -63,6 +67,7 @@ impl Default for Options {
             undone_bytes_max: 256 << 20,
             depth_max: 128,
             report_paths_max: 64,
+            shared: Vec::new(),
             deadline: Duration::from_secs(5),
             access_times: true,
             relative_to: PathBuf::from("/var/lib/docker/overlay2"),

@@ -10,6 +10,8 @@ use std::time::Duration;
 pub struct SealReport {
     /// Writable mounts covered, the root included.
     pub mounts: u64,
+    /// Writable mounts left alone, as [`Options::shared`](crate::Options::shared) has it.
+    pub mounts_shared: u64,
     /// Entries recorded.
     pub entries: u64,
     /// Regular files whose contents were copied.

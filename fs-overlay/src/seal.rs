@@ -10,7 +10,7 @@ use rustix::fs::{Mode, OFlags, fstatfs};
 
 use crate::at;
 use crate::contents::Store;
-use crate::examine::{Delta, Purpose, Tree, What};
+use crate::examine::{Delta, Purpose, Tree, What, steps};
 use crate::held::Held;
 use crate::layer;
 use crate::manifest::{RecordError, Recorder};
@@ -119,7 +119,12 @@ pub fn seal(root: OverlayRoot, options: &Options) -> Result<(Sealed, SealReport)
     let OverlayRoot { watch, root, upper, layers, site, mounts } = root;
     let at = PathBuf::from("/");
     trees.push(tree(&mut recorder, at, upper, root, layers, false)?);
+    let mut shared = 0;
     for mount in mounts {
+        if options.shared.iter().any(|path| mount.at.starts_with(path)) {
+            shared += 1;
+            continue;
+        }
         let edit = at::reference(&mount.object).map_err(whole)?;
         trees.push(tree(&mut recorder, mount.at, mount.object, edit, Vec::new(), mount.queues)?);
     }
@@ -127,10 +132,23 @@ pub fn seal(root: OverlayRoot, options: &Options) -> Result<(Sealed, SealReport)
         let scan = at::reference(object).map_err(whole)?;
         let edit = at::reference(object).map_err(whole)?;
         let at = PathBuf::from(format!("/proc/self/fd (deleted, inode {})", status.identity.inode));
-        trees.push(tree(&mut recorder, at, scan, edit, Vec::new(), false)?);
+        let mut tree = tree(&mut recorder, at, scan, edit, Vec::new(), false)?;
+        tree.node.mapped = true;
+        trees.push(tree);
+    }
+    for path in &held.writable {
+        // The innermost mount is the one the path leads to.
+        let on = trees.iter_mut().filter(|tree| path.starts_with(&tree.at));
+        if let Some(tree) = on.max_by_key(|tree| tree.at.as_os_str().len())
+            && let Ok(below) = path.strip_prefix(&tree.at)
+            && let Some(node) = tree.node.at_mut(&steps(below))
+        {
+            node.mapped = true;
+        }
     }
     let mut report = recorder.report;
     report.mounts = trees.len() as u64;
+    report.mounts_shared = shared;
     report.duration = started.elapsed();
     let options = options.clone();
     Ok((Sealed { watch, options, trees, store, held, site }, report))

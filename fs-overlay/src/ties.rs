@@ -10,12 +10,12 @@ use std::ffi::OsStr;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 
 use crate::at::{self, Kind, Status};
-use crate::examine::{Steps, Tree};
+use crate::examine::{Tree, steps};
 use crate::held::{self, Held, is_deleted};
 use crate::manifest::Body;
 use crate::swap::Refusal;
@@ -65,24 +65,25 @@ fn failed(stop: Stop) -> Refusal {
 
 impl Ties<'_> {
     fn check(&self, process: &OwnedFd) -> Result<(), Stop> {
-        self.place(process)?;
+        let root = self.place(process)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let descriptors = rustix::fs::openat(process, "fd", flags, Mode::empty())?;
         let information = rustix::fs::openat(process, "fdinfo", flags, Mode::empty())?;
         for name in at::names(&descriptors)? {
-            self.descriptor(&descriptors, &information, &name)?;
+            self.descriptor(&root, &descriptors, &information, &name)?;
         }
         let maps = text(process, OsStr::new("maps"))?;
         for line in maps.split(|byte| *byte == b'\n') {
             if let Some(mapping) = held::mapped_file(line) {
-                self.mapping(mapping)?;
+                self.mapping(&root, mapping)?;
             }
         }
         Ok(())
     }
 
     /// The root must be the one to be swapped, for every thread, and no thread may have a place of its own.
-    fn place(&self, process: &OwnedFd) -> Result<(), Stop> {
+    /// Gives the root's path, as the kernel shows it here.
+    fn place(&self, process: &OwnedFd) -> Result<Vec<u8>, Stop> {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         let root = at::status(rustix::fs::openat(process, "root", flags, Mode::empty())?)?;
         if (root.mount, root.identity) != (self.root.mount, self.root.identity) {
@@ -100,10 +101,17 @@ impl Ties<'_> {
                 return tied("a thread has a place of its own");
             }
         }
-        Ok(())
+        let [_, root] = of_process;
+        Ok(root)
     }
 
-    fn descriptor(&self, descriptors: &OwnedFd, information: &OwnedFd, name: &OsStr) -> Result<(), Stop> {
+    fn descriptor(
+        &self,
+        root: &[u8],
+        descriptors: &OwnedFd,
+        information: &OwnedFd,
+        name: &OsStr,
+    ) -> Result<(), Stop> {
         let target = at::link_target(descriptors, name)?;
         if target.starts_with(b"anon_inode:[fanotify]") {
             return tied("a process watches files");
@@ -147,16 +155,15 @@ impl Ties<'_> {
             let known = self.held.open.contains_key(&(status.on, status.identity));
             return if known { Ok(()) } else { tied("a process holds a file that was deleted") };
         }
-        self.unchanged(Path::new(OsStr::from_bytes(&target)))
+        self.unchanged(&held::inside(root, Path::new(OsStr::from_bytes(&target))))
     }
 
-    fn mapping(&self, mapping: held::Mapping<'_>) -> Result<(), Stop> {
+    fn mapping(&self, root: &[u8], mapping: held::Mapping<'_>) -> Result<(), Stop> {
         if is_deleted(mapping.path) {
             let known = self.held.mapped.get(mapping.path) == Some(&mapping.inode);
             return if known { Ok(()) } else { tied("a process maps a file that was deleted") };
         }
-        // The kernel writes a line feed as \012 here, and nothing else in another way.
-        let path = PathBuf::from(OsStr::from_bytes(&held::unescape_line_feeds(mapping.path)));
+        let path = held::inside(root, &mapping.plain_path());
         if self.mounts.iter().any(|mount| path.starts_with(mount)) {
             return Ok(());
         }
@@ -168,13 +175,7 @@ impl Ties<'_> {
 
     /// Nothing happened to the entry at a path since the seal.
     fn unchanged(&self, path: &Path) -> Result<(), Stop> {
-        let steps: Steps = path
-            .components()
-            .filter_map(|component| match component {
-                Component::Normal(name) => Some(name.to_owned()),
-                _ => None,
-            })
-            .collect();
+        let steps = steps(path);
         let found = self.tree.found(&steps)?;
         let changed = match (self.tree.node.at(&steps), found) {
             (None, found) => found.is_some(),
