@@ -30,6 +30,20 @@ MAP(processes, process, SLOTS * PROCESSES);
 MAP(threads, thread, SLOTS * THREADS);
 MAP(files, open_file, SLOTS * FILES);
 MAP(interests, interest, SLOTS * INTERESTS);
+MAP(mappings, mapping, SLOTS * MAPPINGS);
+
+/* Nodes of the tree of mappings from the root to a leaf: ten mappings a node, so this is for 10^8. */
+#define DEPTH 8
+
+struct level {
+	/* Addresses of the last values covered and of the children. */
+	u64 pivots, slots;
+	/* The last value that the node covers. */
+	u64 max;
+	u32 leaf;
+	/* Values in the array of pivots; the next child. */
+	u32 count, next;
+};
 
 /*
  * Where a call stands. In a map, since the verifier does not follow what is in one: on the stack, each condition
@@ -40,7 +54,7 @@ struct cursor {
 	u32 slot;
 	u32 unproven;
 	/* Records given away so far. */
-	u32 threads, files, interests;
+	u32 threads, files, interests, mappings;
 	/* Level of the pid namespace in which the caller counts. */
 	u32 level;
 	u32 words;
@@ -54,7 +68,13 @@ struct cursor {
 	/* The list, tree and so on that is being walked. */
 	void *head, *at;
 	u64 sum;
-	u32 from, count;
+	u32 from;
+	u32 depth;
+	u32 listed;
+	u32 pending;
+	/* The memory group of the first process. */
+	u64 group;
+	struct level levels[DEPTH];
 };
 
 MAP(cursors, cursor, SLOTS);
@@ -608,17 +628,126 @@ static u64 mm_flags(struct cursor *c, struct mm_struct *mm)
 	return flags;
 }
 
-static void take_layout(struct cursor *c, struct layout *out, struct mm_struct *mm)
+/*
+ * Goes down to a node of a maple tree, whose address has its type in bits 3 to 6: 1 is a leaf, 2 a node of the same
+ * shape, 3 one of another.
+ */
+static void descend(struct cursor *c, u64 entry, u64 max)
+{
+	u64 node = entry & ~255ull;
+	u32 type = entry >> 3 & 15, depth = c->depth;
+	struct level *level = &c->levels[depth & (DEPTH - 1)];
+
+	if (depth >= DEPTH || type < 1 || type > 3 || !node) {
+		c->listed = 0;
+		c->depth = 0;
+		return;
+	}
+	level->leaf = type == 1;
+	level->max = max;
+	level->next = 0;
+	if (type == 3) {
+		level->pivots = node + bpf_core_field_offset(struct maple_arange_64, pivot);
+		level->slots = node + bpf_core_field_offset(struct maple_arange_64, slot);
+		level->count = bpf_core_field_size(struct maple_arange_64, pivot) / 8;
+	} else {
+		level->pivots = node + bpf_core_field_offset(struct maple_range_64, pivot);
+		level->slots = node + bpf_core_field_offset(struct maple_range_64, slot);
+		level->count = bpf_core_field_size(struct maple_range_64, pivot) / 8;
+	}
+	c->depth = depth + 1;
+}
+
+static void take_mapping(struct cursor *c, struct vm_area_struct *area)
+{
+	u32 key = c->slot * MAPPINGS + c->mappings;
+	struct mapping *out;
+	struct file *file;
+
+	if (c->mappings >= MAPPINGS || !(out = bpf_map_lookup_elem(&mappings, &key))) {
+		c->listed = 0;
+		c->depth = 0;
+		return;
+	}
+	c->mappings++;
+	READ(out->start, area->vm_start);
+	READ(out->end, area->vm_end);
+	READ(out->flags, area->vm_flags);
+	READ(out->offset, area->vm_pgoff);
+	READ(out->operations, area->vm_ops);
+	READ(out->data, area->vm_private_data);
+	out->inode = 0;
+	file = GET(area->vm_file);
+	if (file)
+		READ(out->inode, file->f_inode);
+	/* A name or a memory policy may be another one at the same address. */
+	if (HAS(area->anon_name) && GET(area->anon_name))
+		c->listed = 0;
+	if (HAS(area->vm_policy) && GET(area->vm_policy))
+		c->listed = 0;
+}
+
+/* One child of the node that is being walked. A last value of 0 stands for that of the node. */
+static long take_slot(u32 i, struct frame *frame)
+{
+	struct cursor *c = frame->c;
+	u32 depth = c->depth, next;
+	struct level *level = &c->levels[(depth - 1) & (DEPTH - 1)];
+	u64 last = 0, entry = 0;
+
+	if (!depth)
+		return 1;
+	next = level->next++;
+	if (next < level->count)
+		READ_AT(&last, sizeof(last), (void *)level->pivots + (u64)next * 8);
+	if ((!last && next) || next >= level->count)
+		last = level->max;
+	READ_AT(&entry, sizeof(entry), (void *)level->slots + (u64)next * 8);
+	/* The last child: go on above afterwards. */
+	if (last >= level->max)
+		c->depth = depth - 1;
+	if (level->leaf) {
+		if (entry)
+			take_mapping(c, (void *)entry);
+	} else {
+		descend(c, entry, last);
+	}
+	return 0;
+}
+
+static void take_mappings(struct cursor *c, struct mm_struct *mm)
+{
+	u64 root;
+
+	if (!HAS(mm->mm_mt.ma_root))
+		return;
+	READ(root, mm->mm_mt.ma_root);
+	if ((root & 3) != 2)
+		return;
+	c->listed = 1;
+	c->depth = 0;
+	descend(c, root, ~0ull);
+	bpf_loop(MAPPINGS * 4, take_slot, &(struct frame){c}, 0);
+	if (c->depth)
+		c->listed = 0;
+}
+
+/* Counts the times that the address space was locked for a change; 0 if this kernel does not. */
+static u64 sequence(struct cursor *c, struct mm_struct *mm)
 {
 	struct mm_struct___counter *old = (void *)mm;
 
-	out->mm = (u64)mm;
+	/* One more bit, so that no count is 0. */
 	if (HAS(mm->mm_lock_seq))
-		out->sequence = GET(mm->mm_lock_seq.sequence);
-	else if (HAS(old->mm_lock_seq))
-		out->sequence = (u32)GET(old->mm_lock_seq);
-	else
-		c->unproven |= LAYOUT;
+		return GET(mm->mm_lock_seq.sequence) | 1ull << 32;
+	if (HAS(old->mm_lock_seq))
+		return (u32)GET(old->mm_lock_seq) | 1ull << 32;
+	return 0;
+}
+
+static void take_layout(struct cursor *c, struct layout *out, struct mm_struct *mm)
+{
+	out->mm = (u64)mm;
 	READ(out->brk, mm->brk);
 	READ(out->start_brk, mm->start_brk);
 	READ(out->start_stack, mm->start_stack);
@@ -637,7 +766,7 @@ static void take_layout(struct cursor *c, struct layout *out, struct mm_struct *
 	READ(out->exec_pages, mm->exec_vm);
 	READ(out->stack_pages, mm->stack_vm);
 	READ(out->default_flags, mm->def_flags);
-	out->mappings = GET(mm->map_count);
+	out->count = GET(mm->map_count);
 }
 
 static void take_process_attributes(struct cursor *c, struct attributes *out, struct task_struct *task,
@@ -777,9 +906,26 @@ static long take_process(u32 i, struct frame *frame)
 	if (!mm)
 		return 0;
 	c->leader = task;
+	if (!i && HAS(task->cgroups) && bpf_core_enum_value_exists(enum cgroup_subsys_id, memory_cgrp_id)) {
+		struct css_set *groups = GET(task->cgroups);
+
+		READ_AT(&c->group, sizeof(c->group),
+			(void *)groups + bpf_core_field_offset(struct css_set, subsys) +
+				bpf_core_enum_value(enum cgroup_subsys_id, memory_cgrp_id) * sizeof(void *));
+	}
 	signal = GET(task->signal);
 	READ(out->pid, task->tgid);
 	READ(out->tables, mm->pgtables_bytes);
+	out->sequence = sequence(c, mm);
+	out->first_mapping = c->mappings;
+	if (!out->sequence || out->sequence != call->sequences[i & (PROCESSES - 1)]) {
+		c->listed = 0;
+		take_mappings(c, mm);
+		out->listed = c->listed;
+		out->mappings = c->mappings - out->first_mapping;
+		if (out->mappings != (u32)GET(mm->map_count))
+			out->listed = 0;
+	}
 	READ(out->layout.execs, task->self_exec_id);
 	take_layout(c, &out->layout, mm);
 	take_process_attributes(c, &out->attributes, task, mm);
@@ -804,21 +950,40 @@ static long take_process(u32 i, struct frame *frame)
  * Event counters are per processor, and where those lie is no symbol that a program may name on every kernel. But
  * each run queue is per processor, too, and can be reached from any task; user space knows the distance.
  */
+static void take_batch(struct cursor *c, struct cpu_fbatches *batches)
+{
+	u32 count = GET(batches->lru_lazyfree.nr);
+
+	for (u32 i = 0; i < 31; i++) {
+		struct folio *folio;
+		u64 group = 0;
+
+		if (i >= count || i >= bpf_core_field_size(batches->lru_lazyfree.folios) / sizeof(folio))
+			break;
+		READ(folio, batches->lru_lazyfree.folios[i]);
+		if (c->group && HAS(folio->memcg_data))
+			group = GET(folio->memcg_data) & ~7ull;
+		c->pending += group == c->group;
+	}
+}
+
 static long take_events(u32 i, struct frame *frame)
 {
 	struct cursor *c = frame->c;
 	u32 slot = c->slot;
 	struct call *call = bpf_map_lookup_elem(&calls, &slot);
 	struct cfs_rq **queues = c->head, *queue = 0;
+	void *run_queue;
 	u64 count = 0;
 
 	if (!call || i >= call->processors)
 		return 1;
 	READ_AT(&queue, sizeof(queue), queues + i);
+	run_queue = GET(queue->rq);
 	READ_AT(&count, sizeof(count),
-		(void *)GET(queue->rq) + call->events +
-			bpf_core_enum_value(enum vm_event_item, PGLAZYFREE) * sizeof(count));
+		run_queue + call->events + bpf_core_enum_value(enum vm_event_item, PGLAZYFREE) * sizeof(count));
 	c->sum += count;
+	take_batch(c, run_queue + call->batches);
 	return 0;
 }
 
@@ -828,7 +993,8 @@ static void count_lazy_frees(struct cursor *c, struct call *call)
 	struct task_group *group;
 
 	call->has_lazy_frees = 0;
-	if (!call->events || !HAS(self->sched_task_group) || !HAS(((struct task_group *)0)->cfs_rq) || !HAS(((struct cfs_rq *)0)->rq) ||
+	call->pending = 0;
+	if (!call->events || !call->batches || !HAS(self->sched_task_group) || !HAS(((struct task_group *)0)->cfs_rq) || !HAS(((struct cfs_rq *)0)->rq) ||
 	    !bpf_core_enum_value_exists(enum vm_event_item, PGLAZYFREE))
 		return;
 	c->failed = 0;
@@ -837,6 +1003,7 @@ static void count_lazy_frees(struct cursor *c, struct call *call)
 	c->head = GET(group->cfs_rq);
 	bpf_loop(PROCESSORS, take_events, &(struct frame){c}, 0);
 	call->lazy_frees = c->sum;
+	call->pending = c->pending;
 	call->has_lazy_frees = !c->failed;
 }
 
@@ -870,6 +1037,7 @@ int census(struct argument *argument)
 	call->threads = c->threads;
 	call->files = c->files;
 	call->interests = c->interests;
+	call->mappings = c->mappings;
 	count_lazy_frees(c, call);
 	return 0;
 }

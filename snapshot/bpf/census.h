@@ -22,6 +22,7 @@ typedef signed long long s64;
 #define THREADS 256
 #define FILES 512
 #define INTERESTS 256
+#define MAPPINGS 4096
 /* Descriptors of one process; higher ones make the table 'not proven'. */
 #define DESCRIPTORS 1024
 /* Processors in an affinity mask. */
@@ -48,25 +49,30 @@ struct call {
 	u32 processes;
 	/* Processors that there can be. */
 	u32 processors;
-	/* From a run queue to the event counters of its processor; 0: unknown. */
+	/* From a run queue to the event counters of its processor, and to its batches of pages; 0: unknown. */
 	u64 events;
+	u64 batches;
 	/* The bits of a thread's flags that are compared. */
 	u64 flags;
 	/* Pid descriptors of the caller. */
 	s32 pidfds[PROCESSES];
+	/* Sequences of the address spaces at which their mappings are known. */
+	u64 sequences[PROCESSES];
 	/* Addresses of the operations of each kind that has its own. */
 	u64 operations[KINDS];
 	/* Answers. */
 	u32 threads;
 	u32 files;
 	u32 interests;
+	u32 mappings;
 	u32 has_lazy_frees;
+	/* Entries of batches not worked off yet, if they belong to the memory group of the first process. */
+	u32 pending;
 	/* Pages marked MADV_FREE since the machine was started, as far as the kernel has counted them. */
 	u64 lazy_frees;
 };
 
 struct layout {
-	u64 sequence;
 	u64 mm;
 	u64 execs;
 	u64 brk;
@@ -83,7 +89,7 @@ struct layout {
 	u64 exec_pages;
 	u64 stack_pages;
 	u64 default_flags;
-	u64 mappings;
+	u64 count;
 };
 
 struct attributes {
@@ -135,8 +141,13 @@ struct process {
 	u32 interests;
 	/* Not compared: bytes of page tables. */
 	u64 tables;
+	/* Of the address space: counts changes. */
+	u64 sequence;
 	u32 pid;
-	u32 pad;
+	/* All mappings were listed, and each can be compared. */
+	u32 listed;
+	u32 first_mapping;
+	u32 mappings;
 	struct layout layout;
 	struct attributes attributes;
 	struct limits limits;
@@ -239,6 +250,16 @@ struct open_file {
 	u32 owner_signal;
 	u32 locks;
 	u64 state[6];
+};
+
+struct mapping {
+	u64 start;
+	u64 end;
+	u64 flags;
+	u64 offset;
+	u64 inode;
+	u64 operations;
+	u64 data;
 };
 
 struct interest {

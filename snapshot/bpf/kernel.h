@@ -72,7 +72,22 @@ struct fs_struct { s32 umask; struct path root, pwd; };
 struct upid { s32 nr; };
 struct pid { u32 level; struct hlist_head tasks[4]; struct upid numbers[1]; };
 
+struct mempolicy;
+struct anon_vma_name;
+struct vm_area_struct {
+	u64 vm_start, vm_end, vm_flags, vm_pgoff;
+	const void *vm_ops;
+	struct file *vm_file;
+	void *vm_private_data;
+	struct mempolicy *vm_policy;
+	struct anon_vma_name *anon_name;
+};
+struct maple_tree { void *ma_root; };
+struct maple_range_64 { u64 pivot[15]; void *slot[16]; };
+struct maple_arange_64 { u64 pivot[9]; void *slot[10]; };
+
 struct mm_struct {
+	struct maple_tree mm_mt;
 	atomic_t membarrier_state;
 	atomic64_t pgtables_bytes;
 	s32 map_count;
@@ -156,7 +171,6 @@ struct sched_dl_entity { u64 dl_runtime, dl_deadline, dl_period; u32 flags; };
 typedef struct { u64 bits[1]; } cpumask_t;
 struct io_context { u16 ioprio; };
 struct io_uring_task;
-struct mempolicy;
 struct numa_group;
 struct rseq;
 struct robust_list_head;
@@ -207,6 +221,7 @@ struct task_struct {
 	struct robust_list_head *robust_list;
 	struct mempolicy *mempolicy;
 	struct numa_group *numa_group;
+	struct css_set *cgroups;
 	struct rseq *rseq;
 	u32 rseq_len, rseq_sig;
 	u64 timer_slack_ns;
@@ -229,10 +244,16 @@ struct eventpoll { struct rb_root_cached rbr; };
 
 struct rq;
 struct cfs_rq { struct rq *rq; };
+struct folio { u64 memcg_data; };
+struct folio_batch { u8 nr; struct folio *folios[31]; };
+struct cpu_fbatches { struct folio_batch lru_lazyfree; };
+struct cgroup_subsys_state;
+struct css_set { struct cgroup_subsys_state *subsys[1]; };
 struct task_group { struct cfs_rq **cfs_rq; };
 
 #pragma clang attribute pop
 
+enum cgroup_subsys_id { memory_cgrp_id = 0x7fff };
 enum vm_event_item { PGLAZYFREE = 0x7fff };
 enum syscall_work_bit {
 	SYSCALL_WORK_BIT_SECCOMP = 0x7ffe,

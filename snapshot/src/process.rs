@@ -327,6 +327,11 @@ impl Process {
         Ok(())
     }
 
+    /// Whether the layout may have changed.
+    pub(crate) fn layout_changed(&self) -> bool {
+        self.standing.changed(Area::Layout)
+    }
+
     /// What the census said may have changed.
     pub(crate) fn said(&self) -> Areas {
         self.standing.said()
@@ -697,8 +702,8 @@ impl Process {
     ) -> Result<(), Quarantine> {
         let pid = self.pid;
         let Some(wanted) = &self.advice else { return Ok(()) };
-        self.lazily_freed.1 = false;
-        if !self.standing.changed(Area::Layout) && !self.standing.lazily_freed() {
+        self.lazily_freed.1 = self.standing.pending();
+        if !self.standing.advice_changed() && !self.standing.lazily_freed() {
             return Ok(());
         }
         let (now, lazily_freed) = Advice::record(pid)?;

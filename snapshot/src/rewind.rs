@@ -206,6 +206,9 @@ impl Snapshot {
         for (process, inspection) in self.processes.iter_mut().zip(&inspections) {
             process.restore_layout(tracer, inspection, &mut report, &mut buffer)?;
         }
+        if !self.options.paranoid && self.processes.iter().any(Process::layout_changed) {
+            self.census.look_at_layouts(&mut self.processes);
+        }
         for process in &mut self.processes {
             process.restore_advice(tracer, &mut report)?;
         }

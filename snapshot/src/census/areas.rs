@@ -57,6 +57,11 @@ impl Areas {
         self.0 |= area as u32;
     }
 
+    #[cfg(test)]
+    pub(crate) fn remove(&mut self, area: Area) {
+        self.0 &= !(area as u32);
+    }
+
     pub(crate) fn join(&mut self, other: Areas) {
         self.0 |= other.0;
     }

@@ -1,8 +1,9 @@
 //! The program in the kernel: loading, trying it on ourselves, asking it.
 
+use super::Answer;
 use super::record::{
-    self, Call, FileKind, INTERESTS, Interest, KINDS, OpenFile, PROCESSES, PROCESSORS, Process, Reading,
-    SLOTS, THREADS, Thread,
+    self, Call, FileKind, INTERESTS, Interest, KINDS, MAPPINGS, Mapping, OpenFile, PROCESSES, PROCESSORS,
+    Process, Reading, SLOTS, THREADS, Thread,
 };
 use crate::sys::memory::Shared;
 use crate::sys::{bpf, process};
@@ -34,23 +35,16 @@ pub(crate) struct Program {
     threads: Shared,
     files: Shared,
     interests: Shared,
+    mappings: Shared,
     operations: [u64; KINDS],
     processors: u32,
-    /// See `events` in `bpf/census.h`; 0 if the way does not work here.
-    events: u64,
+    /// See `events` and `batches` in `bpf/census.h`; 0 if the way does not work here.
+    distances: (u64, u64),
     /// Bits of a thread's flags that are compared.
     flags: u64,
     /// Slots that nobody uses.
     free: Mutex<Vec<usize>>,
     freed: Condvar,
-}
-
-/// What one call tells.
-#[derive(Debug)]
-pub(crate) struct Answer {
-    pub(crate) readings: Vec<Reading>,
-    /// Pages that were marked MADV_FREE on this machine so far, if that is known.
-    pub(crate) lazy_frees: Option<u64>,
 }
 
 /// The slot of one call, free again when dropped.
@@ -104,9 +98,10 @@ impl Program {
             threads: map("threads", size_of::<Thread>(), THREADS)?,
             files: map("files", size_of::<OpenFile>(), record::FILES)?,
             interests: map("interests", size_of::<Interest>(), INTERESTS)?,
+            mappings: map("mappings", size_of::<Mapping>(), MAPPINGS)?,
             operations: [0; KINDS],
             processors: processors()?,
-            events: 0,
+            distances: (0, 0),
             flags: u64::MAX,
             free: Mutex::new((0..SLOTS).collect()),
             freed: Condvar::new(),
@@ -115,8 +110,9 @@ impl Program {
         Ok(program)
     }
 
-    /// Asks for processes that are named by pid descriptors. None of them may run meanwhile.
-    pub(crate) fn take(&self, pidfds: &[BorrowedFd<'_>]) -> io::Result<Answer> {
+    /// Asks for processes that are named by pid descriptors. None of them may run meanwhile. Mappings are listed
+    /// where the address space changed since its count was the one in `sequences` (0: always).
+    pub(crate) fn take(&self, pidfds: &[BorrowedFd<'_>], sequences: &[u64]) -> io::Result<Answer> {
         if pidfds.len() > PROCESSES {
             return Err(io::Error::other(format!("{} processes: room for {PROCESSES}", pidfds.len())));
         }
@@ -125,14 +121,15 @@ impl Program {
         for (to, from) in all.iter_mut().zip(pidfds) {
             *to = from.as_raw_fd();
         }
-        self.ask(&slot, &all, pidfds.len())?;
+        self.ask(&slot, &all, pidfds.len(), sequences)?;
         bpf::run(self.census.as_fd(), &argument(&slot)).and_then(succeeded)?;
         let mut call = vec![0; size_of::<Call>()];
         self.calls().read(slot.1 * call.len(), &mut call);
         let readings = (0..pidfds.len()).map(|index| self.reading(&slot, index)).collect();
         let lazy_frees = (word(&call, offset_of!(Call, has_lazy_frees)) != 0)
             .then(|| long(&call, offset_of!(Call, lazy_frees)));
-        Ok(Answer { readings, lazy_frees })
+        let pending = word(&call, offset_of!(Call, pending)) != 0;
+        Ok(Answer { readings, lazy_frees, pending })
     }
 
     fn calls(&self) -> std::sync::MutexGuard<'_, Shared> {
@@ -151,15 +148,25 @@ impl Program {
     }
 
     /// Writes the question.
-    fn ask(&self, slot: &Slot<'_>, fds: &[i32; PROCESSES], count: usize) -> io::Result<()> {
+    fn ask(
+        &self,
+        slot: &Slot<'_>,
+        fds: &[i32; PROCESSES],
+        count: usize,
+        sequences: &[u64],
+    ) -> io::Result<()> {
         let mut call = vec![0u8; size_of::<Call>()];
         let mut put = |at: usize, bytes: &[u8]| call[at..at + bytes.len()].copy_from_slice(bytes);
         put(offset_of!(Call, processes), &u32::try_from(count).map_err(io::Error::other)?.to_ne_bytes());
         put(offset_of!(Call, processors), &self.processors.to_ne_bytes());
-        put(offset_of!(Call, events), &self.events.to_ne_bytes());
+        put(offset_of!(Call, events), &self.distances.0.to_ne_bytes());
+        put(offset_of!(Call, batches), &self.distances.1.to_ne_bytes());
         put(offset_of!(Call, flags), &self.flags.to_ne_bytes());
         for (index, fd) in fds.iter().enumerate() {
             put(offset_of!(Call, pidfds) + 4 * index, &fd.to_ne_bytes());
+        }
+        for (index, sequence) in sequences.iter().enumerate().take(PROCESSES) {
+            put(offset_of!(Call, sequences) + 8 * index, &sequence.to_ne_bytes());
         }
         for (index, address) in self.operations.iter().enumerate() {
             put(offset_of!(Call, operations) + 8 * index, &address.to_ne_bytes());
@@ -188,7 +195,9 @@ impl Program {
         let files = copy(&self.files, size_of::<OpenFile>(), record::FILES, first, count);
         let (first, count) = (at(offset_of!(Process, first_interest)), at(offset_of!(Process, interests)));
         let interests = copy(&self.interests, size_of::<Interest>(), INTERESTS, first, count);
-        Reading { process, threads, files, interests }
+        let (first, count) = (at(offset_of!(Process, first_mapping)), at(offset_of!(Process, mappings)));
+        let mappings = copy(&self.mappings, size_of::<Mapping>(), MAPPINGS, first, count);
+        Reading { process, threads, files, interests, mappings }
     }
 
     /// Shows the program one file of each kind, and then looks whether it tells of this process what is so.
@@ -213,7 +222,7 @@ impl Program {
         }
         {
             let slot = self.slot();
-            self.ask(&slot, &fds, 0).map_err(text)?;
+            self.ask(&slot, &fds, 0, &[]).map_err(text)?;
             bpf::run(operations, &argument(&slot)).and_then(succeeded).map_err(text)?;
             let mut learned = [0; 8 * KINDS];
             let at = slot.1 * size_of::<Call>() + offset_of!(Call, operations);
@@ -228,9 +237,9 @@ impl Program {
         for _ in 0..TRIES {
             match self.tell_of_ourselves(pidfd.as_fd(), &shown) {
                 Ok(()) => {
-                    self.events = event_counters().unwrap_or(0);
-                    if !self.counts_lazy_frees(pidfd.as_fd()) {
-                        self.events = 0;
+                    self.distances = distances().unwrap_or_default();
+                    if !(0..TRIES).any(|_| self.counts_lazy_frees(pidfd.as_fd())) {
+                        self.distances = (0, 0);
                     }
                     return Ok(());
                 }
@@ -245,7 +254,7 @@ impl Program {
     fn learn_flags(&self, pidfd: BorrowedFd<'_>) -> Result<u64, String> {
         let tid = nix::unistd::gettid().as_raw();
         let read = || {
-            let answer = self.take(&[pidfd]).map_err(|error| error.to_string())?;
+            let answer = self.take(&[pidfd], &[]).map_err(|error| error.to_string())?;
             let flags = answer.readings.first().and_then(|reading| reading.flags_of(tid));
             flags.ok_or_else(|| format!("no flags of thread {tid}"))
         };
@@ -272,7 +281,7 @@ impl Program {
     /// Whether a reading of this process is right, and sees that its mappings change.
     fn tell_of_ourselves(&self, pidfd: BorrowedFd<'_>, shown: &[(FileKind, i32)]) -> Result<(), String> {
         let read = || {
-            let answer = self.take(&[pidfd]).map_err(|error| error.to_string())?;
+            let answer = self.take(&[pidfd], &[]).map_err(|error| error.to_string())?;
             answer.readings.into_iter().next().ok_or_else(|| "no answer".to_owned())
         };
         let first = read()?;
@@ -298,25 +307,30 @@ impl Program {
         let page = crate::sys::memory::memfd(c"rewind-census").map_err(|error| error.to_string())?;
         crate::sys::memory::set_len(page.as_fd(), crate::sys::PAGE).map_err(|error| error.to_string())?;
         drop(Shared::map(page.as_fd(), 4096, false).map_err(|error| error.to_string())?);
-        if read()?.same_layout(&again) {
+        let after = read()?;
+        if after.sequence() != 0 && after.sequence() == again.sequence() {
             return Err("a mapping that came and went is not seen".to_owned());
         }
         Ok(())
     }
 
-    /// Whether the count of MADV_FREE is that of `/proc/vmstat`, and rises.
+    /// Whether the count of MADV_FREE is that of `/proc/vmstat`, and rises, and a page of ours is seen waiting.
     fn counts_lazy_frees(&self, pidfd: BorrowedFd<'_>) -> bool {
-        let count = || self.take(&[pidfd]).ok().and_then(|answer| answer.lazy_frees);
+        let look = || self.take(&[pidfd], &[]).ok();
+        let count = || look().and_then(|answer| answer.lazy_frees);
         let Some(first) = count() else { return false };
-        crate::sys::memory::free_lazily(512);
+        crate::sys::memory::free_lazily(512, || ());
         let (before, told, after) = (count(), super::lazy_frees_of_proc(), count());
-        matches!((before, told, after), (Some(a), Some(b), Some(c)) if first < a && a <= b && b <= c)
+        let mut pending = false;
+        crate::sys::memory::free_lazily(1, || pending = look().is_some_and(|answer| answer.pending));
+        pending
+            && matches!((before, told, after), (Some(a), Some(b), Some(c)) if first < a && a <= b && b <= c)
     }
 }
 
 impl fmt::Display for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let counts = if self.events == 0 { "read from /proc/vmstat" } else { "included" };
+        let counts = if self.distances.0 == 0 { "read from /proc/vmstat" } else { "included" };
         write!(f, "BPF program loaded, count of MADV_FREE {counts}")
     }
 }
@@ -371,8 +385,8 @@ fn processors() -> Result<u32, String> {
     }
 }
 
-/// How far the event counters of a processor lie from its run queue.
-fn event_counters() -> Option<u64> {
+/// How far the event counters and the batches of a processor lie from its run queue.
+fn distances() -> Option<(u64, u64)> {
     let kernel = Btf::from_vmlinux().ok()?;
     let section: DataSec<'_> = kernel.type_by_name(".data..percpu")?;
     let offset = |name: &str| {
@@ -381,11 +395,14 @@ fn event_counters() -> Option<u64> {
             (found.name()? == name).then_some(u64::from(variable.offset))
         })
     };
-    Some(offset("vm_event_states")?.wrapping_sub(offset("runqueues")?))
+    let queue = offset("runqueues")?;
+    Some((offset("vm_event_states")?.wrapping_sub(queue), offset("cpu_fbatches")?.wrapping_sub(queue)))
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::Area;
+    use super::super::record::Changes;
     use super::*;
     use libbpf_rs::btf::types::{MemberAttr, Struct};
 
@@ -438,30 +455,29 @@ mod tests {
             std::thread::yield_now();
         }
         let pidfd = process::pidfd_open(pid).expect("a handle");
-        let first = program.take(&[pidfd.as_fd()]).expect("answered").readings;
+        let first = program.take(&[pidfd.as_fd()], &[]).expect("answered").readings;
         std::thread::scope(|scope| {
             for _ in 0..2 * SLOTS {
                 scope.spawn(|| {
                     for _ in 0..200 {
-                        let now = program.take(&[pidfd.as_fd(), pidfd.as_fd()]).expect("answered").readings;
+                        let now =
+                            program.take(&[pidfd.as_fd(), pidfd.as_fd()], &[]).expect("answered").readings;
                         assert_eq!(
                             [&first[0], &first[0]].map(|r| &r.threads),
                             [&now[0].threads, &now[1].threads]
                         );
-                        let changes = record::changes(&first[0], &now[1]);
-                        assert!(
-                            changes.areas.is_empty(),
-                            "{changes:?} {:?} {:?}",
-                            record::show_files(&first[0]),
-                            record::show_files(&now[1])
-                        );
+                        let changes = record::changes(&first[0], &now[1], true);
+                        let Changes { mut areas, .. } = changes.clone();
+                        // Mounts of this machine come and go.
+                        areas.remove(Area::Place);
+                        assert!(areas.is_empty(), "{changes:?}");
                     }
                 });
             }
         });
         child.kill().expect("killed");
         child.wait().expect("reaped");
-        let dead = program.take(&[pidfd.as_fd()]).expect("answered").readings;
-        assert_eq!(record::changes(&first[0], &dead[0]), record::Changes::unknown());
+        let dead = program.take(&[pidfd.as_fd()], &[]).expect("answered").readings;
+        assert_eq!(record::changes(&first[0], &dead[0], true), record::Changes::unknown());
     }
 }

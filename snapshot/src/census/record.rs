@@ -11,6 +11,7 @@ pub(super) const SLOTS: usize = 8;
 pub(super) const THREADS: usize = 256;
 pub(super) const FILES: usize = 512;
 pub(super) const INTERESTS: usize = 256;
+pub(super) const MAPPINGS: usize = 4096;
 /// Processors in an affinity mask.
 pub(super) const PROCESSORS: usize = 1024;
 
@@ -35,19 +36,22 @@ pub(super) struct Call {
     pub(super) processes: u32,
     pub(super) processors: u32,
     pub(super) events: u64,
+    pub(super) batches: u64,
     pub(super) flags: u64,
     pub(super) pidfds: [i32; PROCESSES],
+    pub(super) sequences: [u64; PROCESSES],
     pub(super) operations: [u64; KINDS],
     pub(super) threads: u32,
     pub(super) files: u32,
     pub(super) interests: u32,
+    pub(super) mappings: u32,
     pub(super) has_lazy_frees: u32,
+    pub(super) pending: u32,
     pub(super) lazy_frees: u64,
 }
 
 #[repr(C)]
 struct Layout {
-    sequence: u64,
     mm: u64,
     execs: u64,
     brk: u64,
@@ -64,7 +68,7 @@ struct Layout {
     exec_pages: u64,
     stack_pages: u64,
     default_flags: u64,
-    mappings: u64,
+    count: u64,
 }
 
 #[repr(C)]
@@ -118,8 +122,11 @@ pub(super) struct Process {
     pub(super) first_interest: u32,
     pub(super) interests: u32,
     tables: u64,
+    sequence: u64,
     pub(super) pid: u32,
-    pad: u32,
+    listed: u32,
+    pub(super) first_mapping: u32,
+    pub(super) mappings: u32,
     layout: Layout,
     attributes: Attributes,
     limits: Limits,
@@ -229,6 +236,17 @@ pub(super) struct OpenFile {
 }
 
 #[repr(C)]
+pub(super) struct Mapping {
+    start: u64,
+    end: u64,
+    flags: u64,
+    offset: u64,
+    inode: u64,
+    operations: u64,
+    data: u64,
+}
+
+#[repr(C)]
 pub(super) struct Interest {
     epoll: u64,
     file: u64,
@@ -240,8 +258,9 @@ pub(super) struct Interest {
 /// A range of a record that belongs to an area: offset, length.
 type Range = (usize, usize, Area);
 
-const PROCESS_RANGES: [Range; 5] = [
-    (offset_of!(Process, layout), size_of::<Layout>(), Area::Layout),
+const LAYOUT: Range = (offset_of!(Process, layout), size_of::<Layout>(), Area::Layout);
+
+const PROCESS_RANGES: [Range; 4] = [
     (offset_of!(Process, attributes), size_of::<Attributes>(), Area::Attributes),
     (offset_of!(Process, limits), size_of::<Limits>(), Area::Limits),
     (offset_of!(Process, place), size_of::<Place>(), Area::Place),
@@ -274,6 +293,7 @@ pub(crate) struct Reading {
     pub(super) threads: Vec<u8>,
     pub(super) files: Vec<u8>,
     pub(super) interests: Vec<u8>,
+    pub(super) mappings: Vec<u8>,
 }
 
 /// What may have changed between two readings.
@@ -369,10 +389,23 @@ impl Reading {
         ALL.get(word(file, offset_of!(OpenFile, kind)) as usize).copied()
     }
 
-    /// Whether the sequence of the address space differs, for the test of the program itself.
-    pub(super) fn same_layout(&self, other: &Reading) -> bool {
-        let areas = compare(&self.process, &other.process, &PROCESS_RANGES[..1]);
-        !self.unproven().has(Area::Layout) && !other.unproven().has(Area::Layout) && areas.is_empty()
+    /// The count of changes of the address space, and the mappings that it stands for: `None` if they cannot be told.
+    pub(crate) fn sequence(&self) -> u64 {
+        if self.failed() { 0 } else { long(&self.process, offset_of!(Process, sequence)) }
+    }
+
+    fn listed(&self) -> bool {
+        word(&self.process, offset_of!(Process, listed)) != 0
+    }
+
+    /// Whether the layout is certainly the same: nothing changed it since (if the count of changes can be trusted), or
+    /// all mappings are as they were.
+    pub(crate) fn same_layout(&self, now: &Reading, counted: bool) -> bool {
+        if self.failed() || now.failed() || !compare(&self.process, &now.process, &[LAYOUT]).is_empty() {
+            return false;
+        }
+        let same_sequence = self.sequence() != 0 && self.sequence() == now.sequence();
+        counted && same_sequence || self.listed() && now.listed() && self.mappings == now.mappings
     }
 
     pub(super) fn state_of(&self, fd: i32) -> Option<(FileKind, u64)> {
@@ -391,12 +424,15 @@ impl Reading {
     }
 }
 
-/// What may have changed. A thread that is new in `now` is not told of: it has to go.
-pub(crate) fn changes(was: &Reading, now: &Reading) -> Changes {
+/// What may have changed; `counted` says whether counts of changes of address spaces prove something. A thread that is new in `now` is not told of: it has to go.
+pub(crate) fn changes(was: &Reading, now: &Reading, counted: bool) -> Changes {
     if was.failed() || now.failed() {
         return Changes::unknown();
     }
     let mut areas = compare(&was.process, &now.process, &PROCESS_RANGES);
+    if !was.same_layout(now, counted) {
+        areas.add(Area::Layout);
+    }
     areas.join(was.unproven());
     areas.join(now.unproven());
     let key = offset_of!(Thread, activity);
@@ -432,12 +468,6 @@ pub(crate) fn provable(kind: FileKind) -> bool {
     !matches!(kind, FileKind::Other | FileKind::Socket)
 }
 
-/// The words of each file.
-#[cfg(test)]
-pub(super) fn show_files(reading: &Reading) -> Vec<Vec<u64>> {
-    reading.files().map(|file| (0..file.len()).step_by(8).map(|at| long(file, at)).collect()).collect()
-}
-
 /// Where the members of each structure are, under its name in the program.
 #[cfg(test)]
 pub(super) fn offsets() -> Vec<(&'static str, Vec<(&'static str, usize)>)> {
@@ -447,19 +477,20 @@ pub(super) fn offsets() -> Vec<(&'static str, Vec<(&'static str, usize)>)> {
         };
     }
     vec![
-        offsets!(Call as "call": processes, processors, events, flags, pidfds, operations, threads, files, interests, has_lazy_frees, lazy_frees),
-        offsets!(Layout as "layout": sequence, mm, execs, brk, start_brk, start_stack, code, data, arguments, environment, total, locked, pinned, data_pages, exec_pages, stack_pages, default_flags, mappings),
+        offsets!(Call as "call": processes, processors, events, batches, flags, pidfds, sequences, operations, threads, files, interests, mappings, has_lazy_frees, pending, lazy_frees),
+        offsets!(Layout as "layout": mm, execs, brk, start_brk, start_stack, code, data, arguments, environment, total, locked, pinned, data_pages, exec_pages, stack_pages, default_flags, count),
         offsets!(Attributes as "attributes": actions, pending, flags, timers, terminal, umask, membarrier, subreaper, pad),
         offsets!(Limits as "limits": resources, flags, oom_score, oom_score_least),
         offsets!(Place as "place": root_mount, root, directory_mount, directory, executable, executable_inode, mounts, mounts_event),
         offsets!(Ipc as "ipc": space, in_use, queues),
-        offsets!(Process as "process": failed, unproven, first_thread, threads, first_file, files, first_interest, interests, tables, pid, pad, layout, attributes, limits, place, ipc),
+        offsets!(Process as "process": failed, unproven, first_thread, threads, first_file, files, first_interest, interests, tables, sequence, pid, listed, first_mapping, mappings, layout, attributes, limits, place, ipc),
         offsets!(Running as "activity": switches, state, on_processor, queued, pad),
         offsets!(ThreadAttributes as "thread_attributes": pending, stack, stack_size, stack_flags, death_signal, slack, clear_tid, robust, rseq, rseq_len, rseq_signature, dispatch, flags, ring, personality, memory_failure, children, tracees, child, credentials, session_keyring, session_serial, session_keys, session_key, name),
         offsets!(Schedule as "schedule": allowed, deadline, slice, clamps, deadline_flags, policy, nice, priority, reset_on_fork, io_priority),
         offsets!(Identity as "identity": credentials, real_credentials, ids, secure_bits, groups, capabilities, users, group, namespaces, namespace, filter, filter_mode, filters, task_flags, parent, process_group, session, own_tables, features, numa_group),
         offsets!(Thread as "thread": tid, unproven, started, activity, attributes, schedule, identity),
         offsets!(OpenFile as "open_file": fd, close_on_exec, file, kind, flags, owner, owner_pid, owner_signal, locks, state),
+        offsets!(Mapping as "mapping": start, end, flags, offset, inode, operations, data),
         offsets!(Interest as "interest": epoll, file, data, fd, events),
     ]
 }

@@ -1,7 +1,7 @@
 //! A container between two censuses.
 
 use super::record::{Changes, FileKind, Reading, changes, provable};
-use super::{Area, Areas, Program, REFERENCE_MAX, lazy_frees_of_proc};
+use super::{Area, Areas, COUNTS_MAX, Program, REFERENCE_MAX, lazy_frees_of_proc};
 use crate::process::Process;
 use crate::reason::{Quarantine, Reason};
 use nix::fcntl::{OFlag, open};
@@ -22,8 +22,12 @@ pub(crate) struct Watch {
 pub(crate) struct Standing {
     reference: Option<Reference>,
     changes: Changes,
+    /// Advice on memory may have changed.
+    advice: bool,
     /// Pages may have been marked MADV_FREE.
     lazy_frees: bool,
+    /// Some have been, of which the kernel does not tell yet.
+    pending: bool,
     /// In paranoid mode everything is looked at, and what the census said is held against it.
     said: Areas,
     said_of_lazy_frees: bool,
@@ -34,7 +38,7 @@ struct Reference {
     reading: Reading,
     taken: Instant,
     /// Root, working directory and executable, held so that their addresses cannot be those of others.
-    _pins: Option<Vec<OwnedFd>>,
+    pins: Option<Vec<OwnedFd>>,
 }
 
 impl Watch {
@@ -50,15 +54,33 @@ impl Watch {
             .map(Process::for_census)
             .map(|(_, pidfd, standing)| (pidfd, standing))
             .unzip();
-        let answer = self.program.and_then(|program| program.take(&pidfds).ok());
+        let sequences: Vec<u64> = standings.iter().map(|standing| standing.sequence()).collect();
+        let answer = self.program.and_then(|program| program.take(&pidfds, &sequences).ok());
         let Some(answer) = answer.filter(|answer| answer.readings.len() == standings.len()) else {
             standings.into_iter().for_each(Standing::forget);
             return;
         };
         let lazy_frees = answer.lazy_frees.or_else(lazy_frees_of_proc);
-        let more = lazy_frees.is_none() || lazy_frees != self.lazy_frees;
+        let more = lazy_frees.is_none() || lazy_frees != self.lazy_frees || answer.pending;
         for (standing, now) in standings.into_iter().zip(&answer.readings) {
             standing.compare(now, more);
+            standing.pending = answer.pending;
+        }
+    }
+
+    /// Asks again for the layouts, when they have been put back: where all mappings are as in the reference, so is
+    /// the advice.
+    pub(crate) fn look_at_layouts(&self, processes: &mut [Process]) {
+        let Some(program) = self.program else { return };
+        let (pidfds, standings): (Vec<_>, Vec<_>) = processes
+            .iter_mut()
+            .map(Process::for_census)
+            .map(|(_, pidfd, standing)| (pidfd, standing))
+            .unzip();
+        let Ok(answer) = program.take(&pidfds, &[]) else { return };
+        for (standing, now) in standings.into_iter().zip(&answer.readings) {
+            let same = |reference: &Reference| reference.reading.same_layout(now, false);
+            standing.advice = !standing.reference.as_ref().is_some_and(same);
         }
     }
 
@@ -69,14 +91,14 @@ impl Watch {
         // Held before the addresses are read.
         let pins: Vec<_> = all.iter().map(|(pid, ..)| pins(*pid)).collect();
         let pidfds: Vec<_> = all.iter().map(|(_, pidfd, _)| *pidfd).collect();
-        let answer = program.take(&pidfds).ok();
+        let answer = program.take(&pidfds, &[]).ok();
         let Some(answer) = answer.filter(|answer| answer.readings.len() == all.len()) else {
             all.iter_mut().for_each(|(.., standing)| standing.reference = None);
             return;
         };
         self.lazy_frees = answer.lazy_frees.or_else(lazy_frees_of_proc);
         for (((.., standing), reading), pins) in all.iter_mut().zip(answer.readings).zip(pins) {
-            standing.reference = Some(Reference { reading, taken: Instant::now(), _pins: pins });
+            standing.reference = Some(Reference { reading, taken: Instant::now(), pins });
         }
     }
 }
@@ -87,15 +109,25 @@ impl Standing {
         Standing {
             reference: None,
             changes: Changes::unknown(),
+            advice: true,
             lazy_frees: true,
+            pending: false,
             said: Areas::all(),
             said_of_lazy_frees: true,
         }
     }
 
+    /// The count of changes of the address space in the reference, if it can be trusted.
+    fn sequence(&self) -> u64 {
+        let young = self.reference.as_ref().filter(|reference| reference.taken.elapsed() < COUNTS_MAX);
+        young.map_or(0, |reference| reference.reading.sequence())
+    }
+
     /// Everything may have changed.
     pub(crate) fn forget(&mut self) {
+        self.pending = false;
         self.changes = Changes::unknown();
+        self.advice = true;
         self.lazy_frees = true;
         self.said = Areas::all();
         self.said_of_lazy_frees = true;
@@ -103,14 +135,23 @@ impl Standing {
 
     fn compare(&mut self, now: &Reading, lazy_frees: bool) {
         self.forget();
-        let Some(reference) = &self.reference else { return };
-        if reference.taken.elapsed() > REFERENCE_MAX {
+        let Some(reference) = &mut self.reference else { return };
+        let age = reference.taken.elapsed();
+        if age > REFERENCE_MAX {
             return;
         }
-        self.changes = changes(&reference.reading, now);
-        if reference._pins.is_none() {
+        self.changes = changes(&reference.reading, now, age < COUNTS_MAX);
+        if reference.pins.is_none() {
             self.changes.areas.add(Area::Place);
         }
+        if self.changes.areas.is_empty() {
+            // As good as a new one.
+            reference.taken = Instant::now();
+            if reference.reading.sequence() != now.sequence() {
+                reference.reading = now.clone();
+            }
+        }
+        self.advice = self.changes.areas.has(Area::Layout);
         self.lazy_frees = lazy_frees;
         self.said = self.changes.areas;
         self.said_of_lazy_frees = lazy_frees;
@@ -120,6 +161,7 @@ impl Standing {
     /// when it was wrong.
     pub(crate) fn doubt(&mut self) {
         self.changes = Changes::unknown();
+        self.advice = true;
         self.lazy_frees = true;
     }
 
@@ -164,9 +206,20 @@ impl Standing {
         provable(kind) && self.reference.as_ref().is_some_and(|r| r.reading.file(fd) == Some(kind))
     }
 
+    /// Whether advice on memory may have changed.
+    pub(crate) fn advice_changed(&self) -> bool {
+        self.advice
+    }
+
     /// Whether pages may have been marked MADV_FREE.
     pub(crate) fn lazily_freed(&self) -> bool {
         self.lazy_frees
+    }
+
+    /// Whether pages of the container have certainly been marked MADV_FREE, although the kernel does not count them
+    /// yet.
+    pub(crate) fn pending(&self) -> bool {
+        self.pending
     }
 
     /// Whether the reference no longer describes the process, or there is none.

@@ -337,7 +337,6 @@ impl ProcessAttributes {
     pub(crate) fn differs(&self, other: &ProcessAttributes, layout: bool) -> Option<&'static str> {
         [
             (self.umask != other.umask, "umask"),
-            (layout && self.locked != other.locked, "locked memory"),
             (layout && self.brk != other.brk, "break"),
             (self.actions != other.actions, "signal actions"),
             (self.interval_timers != other.interval_timers, "interval timers"),

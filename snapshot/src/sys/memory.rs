@@ -128,9 +128,9 @@ impl Drop for Shared {
 }
 
 /// Maps `pages` fresh pages, writes to each and tells the kernel that it may take them (MADV_FREE). For a look at
-/// its counters.
+/// its counters, which `meanwhile` may take before the pages are gone.
 #[cfg(feature = "bpf")]
-pub(crate) fn free_lazily(pages: usize) {
+pub(crate) fn free_lazily(pages: usize, meanwhile: impl FnOnce()) {
     let len = pages * 4096;
     let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
     // SAFETY: a fresh mapping at an address of the kernel's choice disturbs nothing.
@@ -144,6 +144,7 @@ pub(crate) fn free_lazily(pages: usize) {
     unsafe { std::ptr::write_bytes(start.cast::<u8>(), 1, len) };
     // SAFETY: as above.
     unsafe { libc::madvise(start, len, libc::MADV_FREE) };
+    meanwhile();
     // SAFETY: nothing refers to the range.
     unsafe { libc::munmap(start, len) };
 }

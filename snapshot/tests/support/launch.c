@@ -1,5 +1,5 @@
-// Starts a program as process 1 of fresh pid, mount and IPC namespaces, inside a control group.
-// usage: launch CGROUP_PROCS PIDFILE PROGRAM [ARG...]
+// Starts a program as process 1 of fresh pid, mount and IPC namespaces, inside some control groups.
+// usage: launch CGROUP_PROCS[:CGROUP_PROCS...] PIDFILE PROGRAM [ARG...]
 #define _GNU_SOURCE
 #include <sched.h>
 #include <stdio.h>
@@ -36,8 +36,11 @@ int main(int argc, char **argv) {
         perror(argv[3]);
         _exit(124);
     }
-    FILE *f = fopen(argv[1], "w");
-    if (!f || fprintf(f, "%d\n", pid) < 0 || fclose(f)) { perror(argv[1]); kill(pid, SIGKILL); return 125; }
+    FILE *f;
+    for (char *group = strtok(argv[1], ":"); group; group = strtok(0, ":")) {
+        f = fopen(group, "w");
+        if (!f || fprintf(f, "%d\n", pid) < 0 || fclose(f)) { perror(group); kill(pid, SIGKILL); return 125; }
+    }
     f = fopen(argv[2], "w");
     if (!f || fprintf(f, "%d\n", pid) < 0 || fclose(f)) { perror(argv[2]); kill(pid, SIGKILL); return 126; }
     if (write(go[1], "g", 1) != 1) return 127;

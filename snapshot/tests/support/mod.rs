@@ -63,6 +63,7 @@ pub struct Puppet {
     pub init: Pid,
     pub target: Target,
     group: PathBuf,
+    memory: PathBuf,
 }
 
 impl Puppet {
@@ -91,9 +92,15 @@ impl Puppet {
         let root = if pids.exists() { pids } else { Path::new("/sys/fs/cgroup") };
         let group = root.join(&name);
         std::fs::create_dir(&group).expect("a control group");
+        let mut groups = format!("{}/cgroup.procs", group.display());
+        // Its own memory, too: the census asks whose pages wait to be freed.
+        let memory = Path::new("/sys/fs/cgroup/memory").join(&name);
+        if std::fs::create_dir(&memory).is_ok() {
+            groups += &format!(":{}/cgroup.procs", memory.display());
+        }
         let pidfile = build_directory().join(name);
         let mut launcher = Command::new(compile("launch.c"))
-            .arg(group.join("cgroup.procs"))
+            .arg(groups)
             .arg(&pidfile)
             .args(command)
             .stdin(Stdio::piped())
@@ -117,6 +124,7 @@ impl Puppet {
             init,
             target,
             group,
+            memory,
         }
     }
 
@@ -199,6 +207,7 @@ impl Drop for Puppet {
         let _ = nix::sys::signal::kill(self.init, nix::sys::signal::Signal::SIGKILL);
         let _ = self.launcher.wait();
         let deadline = Instant::now() + Duration::from_secs(5);
+        let _ = std::fs::remove_dir(&self.memory);
         while std::fs::remove_dir(&self.group).is_err() && self.group.exists() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(2));
         }
