@@ -97,6 +97,11 @@ impl Tracer {
         self.tracees.contains_key(&tid)
     }
 
+    /// How many threads are attached.
+    pub(crate) fn count(&self) -> usize {
+        self.tracees.len()
+    }
+
     /// The attached threads of a process.
     pub(crate) fn threads_of(&self, pid: i32) -> impl Iterator<Item = i32> {
         self.tracees.iter().filter(move |(_, tracee)| tracee.pid == pid).map(|(tid, _)| *tid)
@@ -392,23 +397,20 @@ impl Drop for Tracer {
 /// The kernel wakes a traced thread even for a signal that is ignored, and some system calls answer that with
 /// `EINTR`, which the program would never have seen. They are made to be restarted unless a handler runs.
 fn resume(tid: i32, signal: i32, signals: Signals) -> Result<(), Errno> {
-    if signals == Signals::Deliver {
-        mend(tid)?;
+    if signals == Signals::Deliver
+        && let Some(result) = registers::quietly_restarted(&ptrace::registers(tid)?)
+    {
+        ptrace::set_result(tid, result)?;
     }
     ptrace::resume(tid, signal)
 }
 
-/// Detaches from a stopped thread, which goes on as if it had never been stopped.
+/// Detaches from a stopped thread, which goes on as if it had never been stopped, and may be stopped again.
 fn detach(tid: i32) -> Result<(), Errno> {
-    mend(tid)?;
-    ptrace::detach(tid)
-}
-
-fn mend(tid: i32) -> Result<(), Errno> {
-    match registers::quietly_restarted(&ptrace::registers(tid)?) {
-        Some(result) => ptrace::set_result(tid, result),
-        None => Ok(()),
+    if let Some(result) = registers::restarted_as_itself(&ptrace::registers(tid)?) {
+        ptrace::set_result(tid, result)?;
     }
+    ptrace::detach(tid)
 }
 
 /// Whether a thread is a zombie or gone.

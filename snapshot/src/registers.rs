@@ -117,16 +117,31 @@ const INTERRUPTIBLE: &[u64] = &[
     441, // epoll_pwait2
 ];
 
+/// Code segment of 64-bit programs; others number their calls differently.
+const USER_CS: u64 = 0x33;
+/// The kernel restarts the call unless a handler runs.
+const ERESTARTNOHAND: i64 = 514;
+
 /// For a thread that a tracer stopped on its way out of an interrupted system call: the result that makes the
 /// kernel restart the call, unless a handler is going to run, whereupon it answers `EINTR` as it should.
 pub(crate) fn quietly_restarted(regs: &Registers) -> Option<i64> {
-    /// Code segment of 64-bit programs; others number their calls differently.
-    const USER_CS: u64 = 0x33;
-    const ERESTARTNOHAND: i64 = 514;
     let interrupted = regs.cs == USER_CS
         && regs.rax.cast_signed() == -EINTR
         && INTERRUPTIBLE.binary_search(&regs.orig_rax).is_ok();
     interrupted.then_some(-ERESTARTNOHAND)
+}
+
+/// The same for a thread that is let go by a checkpoint that was not taken, so that another can be.
+///
+/// Left to itself the kernel goes on with a poll or a sleep as `restart_syscall`. Which call that was and what is
+/// left of its time stands in the kernel alone, so a thread in it cannot be recorded: it counts as busy, and one
+/// that waits without end would be busy for ever. So the call starts anew, with its whole time.
+pub(crate) fn restarted_as_itself(regs: &Registers) -> Option<i64> {
+    const ERESTART_RESTARTBLOCK: i64 = 516;
+    let by_the_kernel = regs.cs == USER_CS
+        && regs.rax.cast_signed() == -ERESTART_RESTARTBLOCK
+        && restartable(regs.orig_rax).is_some();
+    if by_the_kernel { Some(-ERESTARTNOHAND) } else { quietly_restarted(regs) }
 }
 
 fn busy(tid: i32, regs: &Registers) -> String {
@@ -190,6 +205,15 @@ mod tests {
         assert_eq!(quietly_restarted(&regs(-1, -4)), None, "user code");
         assert_eq!(quietly_restarted(&regs(42, -4)), None, "a connect goes on in the background");
         assert_eq!(quietly_restarted(&Registers { cs: 0x23, ..regs(232, -4) }), None, "a 32-bit program");
+    }
+
+    #[test]
+    fn a_thread_that_is_let_go_is_found_in_its_own_call_again() {
+        assert_eq!(restarted_as_itself(&regs(7, -516)), Some(-514), "poll");
+        assert_eq!(restarted_as_itself(&regs(232, -4)), Some(-514), "epoll_wait");
+        assert_eq!(restarted_as_itself(&regs(202, -512)), None, "the kernel does it");
+        assert_eq!(restarted_as_itself(&regs(219, -516)), None, "nobody knows what it was");
+        assert_eq!(quietly_restarted(&regs(7, -516)), None, "the time goes on");
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::process::Process;
 use crate::reason::{OrQuarantine, Quarantine, Reason};
 use crate::report::{Phase, RewindReport, Stopwatch};
 use crate::sys::{PAGE, process as calls};
-use crate::tree::Target;
+use crate::tree::{Counter, Target};
 use nix::unistd::Pid;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -48,6 +48,7 @@ pub struct Snapshot {
     census: Watch,
     /// Control groups below the container's at the checkpoint.
     groups: u64,
+    counter: Option<Counter>,
     /// Rewinds begun, counted round.
     rewinds: u32,
 }
@@ -62,7 +63,8 @@ impl Snapshot {
         census: Watch,
         groups: u64,
     ) -> Snapshot {
-        Snapshot { target, options, tracer: Some(tracer), processes, queues, census, groups, rewinds: 0 }
+        let (tracer, counter) = (Some(tracer), target.members().counter());
+        Snapshot { target, options, tracer, processes, queues, census, groups, counter, rewinds: 0 }
     }
 
     /// Bytes of memory that the snapshot holds.
@@ -244,8 +246,9 @@ impl Snapshot {
             watch.lap(Phase::Verify);
         }
 
-        // Whoever joined the group meanwhile (nothing inside could) must not be left running.
-        if !self.strangers()?.is_empty() {
+        // Whoever joined the group meanwhile (nothing inside could) must not be left running. Those of the
+        // snapshot were listed in it after their stop and could not leave, so that their number says it.
+        if !self.are_all(tracer) && !self.strangers()?.is_empty() {
             return Err(Quarantine::new(
                 Reason::StrangerAlive,
                 "a process joined the container during the rewind",
@@ -289,7 +292,9 @@ impl Snapshot {
         // This look finds what must be gone before all can stop: a thread of ours that waits for a vfork child
         // stops only then, and a stranger may trace a thread that is about to be attached.
         let mut killed = BTreeMap::new();
-        report.strangers_killed += self.kill_strangers(&mut killed)?.killed;
+        if !self.are_all(tracer) {
+            report.strangers_killed += self.kill_strangers(&mut killed)?.killed;
+        }
         self.wait_for_ours(tracer)?;
         let mut extra: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
         // A thread that is not stopped yet may make others, so look until a look finds nothing new.
@@ -362,6 +367,12 @@ impl Snapshot {
             }
         }
         Ok(gone)
+    }
+
+    /// Whether the group has as many tasks as are attached: if those are in it, there are no others, in it or
+    /// below it. `false` may mean that nobody counts.
+    fn are_all(&self, tracer: &Tracer) -> bool {
+        self.counter.as_ref().and_then(Counter::tasks) == Some(tracer.count())
     }
 
     /// Processes in the control group that are not of the snapshot.

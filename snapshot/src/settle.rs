@@ -1,7 +1,8 @@
 //! Waiting until a container is quiet.
 //!
 //! Quiet means: every thread sleeps in a system call that may be started again, none of them ran for a
-//! while, and no TCP connection is open. Looked at from outside, without stopping anything.
+//! while, and no TCP connection is open. (`restart_syscall` is no such call: which one it goes on with is known
+//! to the kernel alone.) Looked at from outside, without stopping anything.
 
 use crate::proc;
 use crate::registers::restartable;

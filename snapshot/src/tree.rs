@@ -1,7 +1,9 @@
 //! Which processes belong to a container.
 
 use nix::unistd::Pid;
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// A container, named by its first process.
@@ -108,11 +110,34 @@ impl Cgroup {
         Ok(text.lines().filter_map(|line| line.parse().ok()).map(Pid::from_raw).collect())
     }
 
+    /// A cheap count of the group's tasks, if this hierarchy counts them.
+    pub(crate) fn counter(&self) -> Option<Counter> {
+        let file = File::open(self.directory.join("pids.current")).ok()?;
+        let counter = Counter { file };
+        counter.tasks().map(|_| counter)
+    }
+
     /// The number of control groups below this one. A container that makes some could hide processes there.
     pub(crate) fn children(&self) -> io::Result<u64> {
         use std::os::unix::fs::MetadataExt;
         // kernfs counts sub-directories in the link count: 2 + children.
         Ok(std::fs::metadata(&self.directory)?.nlink().saturating_sub(2))
+    }
+}
+
+/// Counts the tasks of a control group and of those below it: threads, and zombies that nobody has collected.
+#[derive(Debug)]
+pub(crate) struct Counter {
+    file: File,
+}
+
+impl Counter {
+    /// How many there are now. The kernel charges a task before it can run and releases it when it is collected,
+    /// so the count may be too high for a moment, never too low.
+    pub(crate) fn tasks(&self) -> Option<usize> {
+        let mut text = [0; 32];
+        let len = self.file.read_at(&mut text, 0).ok()?;
+        std::str::from_utf8(&text[..len]).ok()?.trim_end().parse().ok()
     }
 }
 
@@ -182,6 +207,15 @@ mod tests {
             }
             Err(error) => assert!(matches!(error, TargetError::NoCgroup { .. }), "{error}"),
         }
+    }
+
+    #[test]
+    fn tasks_are_counted_where_the_kernel_counts_them() {
+        let file = tempfile::tempfile().expect("a file");
+        file.write_all_at(b"17\n", 0).expect("written");
+        assert_eq!(Counter { file }.tasks(), Some(17));
+        let file = tempfile::tempfile().expect("a file");
+        assert_eq!(Counter { file }.tasks(), None, "nothing that is a number");
     }
 
     #[test]

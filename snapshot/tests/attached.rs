@@ -353,6 +353,27 @@ fn a_refused_checkpoint_leaves_nothing_traced() {
 }
 
 #[test]
+fn a_refused_checkpoint_leaves_sleepers_that_can_be_recorded() {
+    needs_engine!();
+    let mut p = Puppet::python();
+    // Calls that the kernel goes on with as restart_syscall, were it left to itself.
+    p.py("
+kept['m'] = mmap.mmap(-1, 4096); kept['p'] = os.pipe(); polls = [select.poll(), select.poll()]
+for poll in polls: poll.register(kept['p'][0])
+for target, arguments in ((polls[0].poll, ()), (polls[1].poll, (1000000,)), (libc.usleep, (900000000,))):
+    threading.Thread(target=target, args=arguments, daemon=True).start()
+time.sleep(0.05)");
+    for _ in 0..2 {
+        assert_eq!(p.refused(), Reason::SharedMapping);
+    }
+    p.py("kept.pop('m').close()");
+    drop(p.checkpoint());
+    wait_for("the release", || (!is_traced(&p)).then_some(()));
+    let calls = "result = sorted(open('/proc/self/task/%s/syscall' % t).read().split()[0] for t in os.listdir('/proc/self/task'))[1:]";
+    assert_eq!(p.py(calls), "[\"230\", \"7\", \"7\"]");
+}
+
+#[test]
 fn the_end_of_the_serving_thread_kills_the_container() {
     needs_engine!();
     let mut p = Puppet::python();
