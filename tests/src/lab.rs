@@ -15,6 +15,7 @@ pub const KINDS: &[(&str, &str)] = &[
     ("python-single:3.11", "rewind-test/action-python"),
     ("native:1", "rewind-test/action-native"),
     ("scripted:1", "rewind-test/action-scripted"),
+    ("python-libraries:3.11", "rewind-test/action-python-libraries"),
 ];
 
 /// A controller, a store and a Docker Engine for one test. What the test made in Docker is removed with it.
