@@ -33,7 +33,7 @@ fn main() {
         .arg(out.join("census.bpf.o"))
         .status();
     let help = "install the Debian package clang, or name another one in CLANG, or build without the census: \
-                --no-default-features on the crate snapshot (rewinds then take several times as long)";
+                --no-default-features (rewinds then take several times as long)";
     match done {
         Ok(status) if status.success() => {}
         Ok(status) => panic!("{clang} could not compile bpf/census.bpf.c ({status}): {help}"),

@@ -208,7 +208,7 @@ impl Snapshot {
         for (process, inspection) in self.processes.iter_mut().zip(&inspections) {
             process.restore_layout(tracer, inspection, &mut report, &mut buffer)?;
         }
-        if !self.options.paranoid && self.processes.iter().any(Process::layout_changed) {
+        if !paranoid && self.processes.iter().any(Process::layout_changed) {
             self.census.look_at_layouts(&mut self.processes);
         }
         for process in &mut self.processes {

@@ -3,6 +3,8 @@
 
 mod support;
 
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
 use snapshot::Options;
 use support::Puppet;
 
@@ -161,4 +163,86 @@ fn without_the_census_everything_is_looked_at() {
     let mut c = p.checkpoint_with(&Options { census: false, ..Options::default() });
     p.py(QUIET);
     assert_eq!(c.rewind().areas_changed.len(), 8);
+}
+
+/// Changes that can be undone, for programs at random.
+const CHANGES: &[&str] = &[
+    "os.umask(0o31)",
+    "os.chdir('/usr')",
+    "os.chdir('/')",
+    "kept.setdefault('f', []).append(os.open('/etc/passwd', 0))",
+    "os.lseek(plain, 5, 0)",
+    "os.set_blocking(pipe[0], False)",
+    "os.write(pipe[1], b'secret')",
+    "os.close(pipe[0])",
+    "os.dup2(plain, counter)",
+    "os.eventfd_write(counter, 9)",
+    "os.set_inheritable(plain, True)",
+    "poll.modify(pipe[0], select.EPOLLIN | select.EPOLLET)",
+    "poll.unregister(pipe[0])",
+    "signal.signal(signal.SIGUSR1, signal.SIG_IGN)",
+    "signal.signal(signal.SIGUSR1, signal.SIG_DFL)",
+    "signal.pthread_sigmask(signal.SIG_BLOCK, [10]); os.kill(os.getpid(), 10)",
+    "signal.setitimer(signal.ITIMER_REAL, 1000)",
+    "libc.timer_create(1, None, ctypes.byref(ctypes.c_void_p()))",
+    "libc.prctl(15, b'secret', 0, 0, 0)",
+    "libc.prctl(1, 12, 0, 0, 0)",
+    "libc.prctl(29, 12345, 0, 0, 0)",
+    "libc.prctl(36, 1, 0, 0, 0)",
+    "libc.prctl(4, 0, 0, 0, 0)",
+    "os.nice(1)",
+    "resource.setrlimit(resource.RLIMIT_CORE, (5, resource.getrlimit(resource.RLIMIT_CORE)[1]))",
+    "open('/proc/self/oom_score_adj', 'w').write('555')",
+    "libc.mmap(None, 8192, 3, 34, -1, 0)",
+    "libc.munmap(ctypes.c_void_p(area), 4096)",
+    "libc.mprotect(ctypes.c_void_p(area), 4096, 1)",
+    "libc.madvise(ctypes.c_void_p(area), 4096, 10)",
+    "libc.sbrk(40000)",
+    "libc.mlockall(3)",
+    "os.fork() or os._exit(0)",
+    "os.fork() or time.sleep(1000)",
+    "threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()",
+    "kept['x'] = [bytes(100000) for _ in range(20)]",
+];
+
+/// What of all this a program can see of itself.
+const STATE: &str = "
+u = os.umask(0); os.umask(u)
+status = [l for l in open('/proc/self/status').read().splitlines() if l.split(':')[0] in ('Name', 'Umask', 'SigIgn', 'SigCgt', 'ShdPnd', 'Threads')]
+fds = sorted(int(f) for f in os.listdir('/proc/self/fd'))[:-1]
+info = [open('/proc/self/fdinfo/%d' % f).read() for f in (plain, pipe[0], pipe[1], counter, poll.fileno())]
+v = ctypes.c_int(); libc.prctl(37, ctypes.byref(v), 0, 0, 0)
+maps = [l.split()[:2] for l in open('/proc/self/maps')]
+maps = [p for n in range(4) for r, p in maps if int(r.split('-')[0], 16) <= area + n * 4096 < int(r.split('-')[1], 16)]
+result = [u, os.getcwd(), status, fds, info, v.value, libc.prctl(3, 0, 0, 0, 0), libc.prctl(30, 0, 0, 0, 0), os.nice(0), maps,
+          resource.getrlimit(resource.RLIMIT_CORE), open('/proc/self/oom_score_adj').read(), signal.getitimer(signal.ITIMER_REAL)[0],
+          open('/proc/self/timers').read().count('ID:'), select.select([pipe[0]], [], [], 0)[0], len([p for p in os.listdir('/proc') if p.isdigit()])]";
+
+#[test]
+fn any_program_is_undone_the_short_way_and_the_long_way_alike() {
+    needs_engine!();
+    let changes = proptest::collection::vec(proptest::sample::select(CHANGES), 0..5);
+    for way in support::ways() {
+        let puppet = std::cell::RefCell::new(Puppet::python());
+        puppet.borrow_mut().py("
+plain = os.open('/etc/passwd', 0); pipe = os.pipe(); counter = os.eventfd(3); poll = select.epoll(); poll.register(pipe[0], select.EPOLLIN)
+area = libc.mmap(None, 16384, 3, 34, -1, 0)");
+        let clean = puppet.borrow_mut().py(STATE);
+        let checked = std::cell::RefCell::new(puppet.borrow_mut().checkpoint_with(&way));
+        let config = Config { cases: 12, max_shrink_iters: 0, ..Config::default() };
+        let result = TestRunner::new(config).run(&changes, |changes| {
+            let mut program = String::new();
+            for change in changes {
+                program += &format!("try: {change}\nexcept (OSError, ValueError): pass\n");
+            }
+            puppet.borrow_mut().py(&(program.clone() + "result = 0"));
+            checked.borrow_mut().rewind();
+            prop_assert_eq!(puppet.borrow_mut().py(STATE), clean.as_str(), "after {}", program);
+            checked.borrow_mut().rewind();
+            Ok(())
+        });
+        if let Err(error) = result {
+            panic!("{error}");
+        }
+    }
 }

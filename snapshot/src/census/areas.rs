@@ -57,7 +57,7 @@ impl Areas {
         self.0 |= area as u32;
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, feature = "bpf"))]
     pub(crate) fn remove(&mut self, area: Area) {
         self.0 &= !(area as u32);
     }
