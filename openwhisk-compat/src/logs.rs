@@ -3,6 +3,7 @@
 //! [`LogCollector`] is fed the bytes of Docker's json-file log as they appear, and told when waiting has
 //! lasted too long. It reads no file and no clock.
 
+use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -171,10 +172,13 @@ struct Cut {
 
 /// A line as the engine writes it.
 #[derive(Deserialize)]
-struct RawLine {
-    log: String,
-    stream: String,
-    time: String,
+struct RawLine<'a> {
+    #[serde(borrow)]
+    log: Cow<'a, str>,
+    #[serde(borrow)]
+    stream: Cow<'a, str>,
+    #[serde(borrow)]
+    time: Cow<'a, str>,
 }
 
 impl LogCollector {
@@ -229,10 +233,9 @@ impl LogCollector {
         if incomplete && self.failure.is_none() {
             self.failure = Some(LogFailure::Incomplete);
         }
-        let time = rfc3339(now);
         let mut lines: Vec<LogLine> = self.lines.into_iter().flatten().collect();
         let mut outcome = |text: String| {
-            lines.push(LogLine { time: time.clone(), stream: "stderr".to_owned(), text });
+            lines.push(LogLine { time: rfc3339(now), stream: "stderr".to_owned(), text });
         };
         match self.failure {
             Some(LogFailure::Budget) => outcome(format!(
@@ -285,7 +288,7 @@ impl LogCollector {
         }
     }
 
-    fn line(&mut self, RawLine { log, stream, time }: RawLine) {
+    fn line(&mut self, RawLine { log, stream, time }: RawLine<'_>) {
         let slot = usize::from(stream == "stderr");
         let ended = log.ends_with('\n');
         let before = self.cut[slot].take();
@@ -309,7 +312,7 @@ impl LogCollector {
             // Output without a final line end stands before the sentinel on the same line; it is the
             // activation's. What stands after it is not.
             if at > 0 {
-                self.lines.push(Some(LogLine { time, stream, text: text[..at].to_owned() }));
+                self.lines.push(Some(log_line(&time, &stream, &text[..at])));
             }
             return;
         }
@@ -320,8 +323,12 @@ impl LogCollector {
             }
             self.cut[slot] = Some(Cut { line: self.lines.len(), tail: text[start..].to_owned() });
         }
-        self.lines.push(Some(LogLine { time, stream, text: text.to_owned() }));
+        self.lines.push(Some(log_line(&time, &stream, text)));
     }
+}
+
+fn log_line(time: &str, stream: &str, text: &str) -> LogLine {
+    LogLine { time: time.to_owned(), stream: stream.to_owned(), text: text.to_owned() }
 }
 
 /// Where in `tail` a sentinel begins that ends in `next`.

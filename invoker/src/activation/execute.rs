@@ -161,6 +161,7 @@ impl Executor {
                 return Err(InitFailed::Answered(Box::new(self.cut_off(activation, times))));
             }
         };
+        self.metrics.client_retries(end.retries);
         let elapsed_ms = whole_ms(end.elapsed);
         let init = (start, start + elapsed_ms);
         if end.reply == ContainerReply::ShuttingDown && elapsed_ms < u64::from(limits.timeout_ms) {

@@ -68,6 +68,16 @@ pub(super) enum Outcome {
     NotSent(io::Error),
 }
 
+/// One exchange.
+#[derive(Debug)]
+pub(super) struct Exchanged {
+    pub(super) outcome: Outcome,
+    /// To wait for, if there was an answer.
+    pub(super) closing: Option<Closing>,
+    /// Further attempts to connect.
+    pub(super) retries: u32,
+}
+
 /// A connection whose answer has come and which the runtime is about to close.
 #[derive(Debug)]
 pub(super) struct Closing(TcpStream);
@@ -86,10 +96,16 @@ impl Closing {
 }
 
 /// Sends one request and reads its answer.
-pub(super) async fn exchange(call: &Call<'_>, liveness: &Liveness) -> (Outcome, Option<Closing>) {
+pub(super) async fn exchange(call: &Call<'_>, liveness: &Liveness) -> Exchanged {
+    let mut retries = 0;
+    let (outcome, closing) = try_exchange(call, liveness, &mut retries).await;
+    Exchanged { outcome, closing, retries }
+}
+
+async fn try_exchange(call: &Call<'_>, liveness: &Liveness, retries: &mut u32) -> (Outcome, Option<Closing>) {
     let deadline = Instant::now() + call.timeout;
     let timed_out = || (Outcome::Reply(ContainerReply::TimedOut), None);
-    let mut stream = match tokio::time::timeout_at(deadline, connect(call, liveness)).await {
+    let mut stream = match tokio::time::timeout_at(deadline, connect(call, liveness, retries)).await {
         Err(_) => return timed_out(),
         Ok(Err(error)) => return (Outcome::NotSent(error), None),
         Ok(Ok(stream)) => stream,
@@ -128,7 +144,7 @@ fn gone() -> io::Error {
     io::Error::new(io::ErrorKind::NotConnected, "the container's first process has ended")
 }
 
-async fn connect(call: &Call<'_>, liveness: &Liveness) -> io::Result<TcpStream> {
+async fn connect(call: &Call<'_>, liveness: &Liveness, retries: &mut u32) -> io::Result<TcpStream> {
     let mut pause = RETRY_FIRST;
     loop {
         let attempt = tokio::select! {
@@ -144,6 +160,7 @@ async fn connect(call: &Call<'_>, liveness: &Liveness) -> io::Result<TcpStream> 
                     () = liveness.died() => return Err(gone()),
                 }
                 pause = (pause * 2).min(RETRY_MAX);
+                *retries += 1;
             }
             done => return done,
         }
@@ -327,7 +344,9 @@ mod tests {
             drop(stream);
             String::from_utf8(got[..have].to_vec()).expect("text")
         });
-        let (outcome, closing) = exchange(&call(address, b"{\"value\":{}}"), &ourselves()).await;
+        let Exchanged { outcome, closing, retries } =
+            exchange(&call(address, b"{\"value\":{}}"), &ourselves()).await;
+        assert_eq!(retries, 0);
         let Outcome::Reply(reply) = outcome else { panic!("not sent: {outcome:?}") };
         assert_eq!(reply, ContainerReply::Answer { status: 200, body: b"{}".to_vec(), truncated: None });
         closing.expect("a connection to close").closed().await;
@@ -348,7 +367,7 @@ mod tests {
         // The heir of the address listens already.
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let address = listener.local_addr().expect("address");
-        let (outcome, _) = exchange(&call(address, b"secret"), &Liveness::ended()).await;
+        let outcome = exchange(&call(address, b"secret"), &Liveness::ended()).await.outcome;
         assert!(matches!(outcome, Outcome::NotSent(_)), "{outcome:?}");
         // It may have been connected to, but it was told nothing.
         if let Ok(Ok((mut stream, _))) =
@@ -365,7 +384,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let address = listener.local_addr().expect("address");
         drop(listener);
-        let (outcome, _) = exchange(&call(address, b""), &ourselves()).await;
+        let outcome = exchange(&call(address, b""), &ourselves()).await.outcome;
         let Outcome::NotSent(error) = outcome else { panic!("sent: {outcome:?}") };
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
     }

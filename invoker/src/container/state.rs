@@ -4,7 +4,7 @@
 //! one away. See the drawing in [`container`](super).
 
 use super::backend::{ContainerBackend, Handle};
-use super::client::{self, Call, Closing, Outcome};
+use super::client::{self, Call, Closing, Exchanged, Outcome};
 use super::logs::{Barrier, LogChannel, LogFollower, LogRequest, LogWatches};
 use super::report::{CheckpointReport, QuarantineReason, RewindReport, Verdict};
 use super::spec::EngineError;
@@ -105,7 +105,7 @@ impl Body {
             truncated_bytes: request.truncated_bytes,
             until_listening,
         };
-        let (outcome, closing) = client::exchange(&call, &self.handle.liveness).await;
+        let Exchanged { outcome, closing, retries } = client::exchange(&call, &self.handle.liveness).await;
         let elapsed = started.elapsed();
         let outcome = match outcome {
             Outcome::Reply(ContainerReply::NoResponse) if self.ran_out_of_memory(killed_before).await => {
@@ -113,7 +113,7 @@ impl Body {
             }
             other => other,
         };
-        Exchange { outcome, elapsed, closing }
+        Exchange { outcome, elapsed, closing, retries }
     }
 
     /// Asked after a broken connection (contract 5.7).
@@ -137,6 +137,7 @@ struct Exchange {
     outcome: Outcome,
     elapsed: Duration,
     closing: Option<Closing>,
+    retries: u32,
 }
 
 /// One request to a runtime.
@@ -166,6 +167,8 @@ pub struct InitEnd {
     pub reply: ContainerReply,
     /// From the first attempt to connect to the end of the answer.
     pub elapsed: Duration,
+    /// Further attempts to connect, until the runtime listened.
+    pub retries: u32,
     /// The container: initialised if the answer was a whole 200 in time, else good for nothing.
     pub container: Result<Initialised, Discarded>,
 }
@@ -185,7 +188,7 @@ impl Created {
 
     /// Sends `/init`. While nobody listens yet it tries again, until the time is used up.
     pub async fn init(self, request: Request<'_>) -> InitEnd {
-        let Exchange { outcome, elapsed, closing } = self.body.call("/init", &request, true).await;
+        let Exchange { outcome, elapsed, closing, retries } = self.body.call("/init", &request, true).await;
         let reply = match outcome {
             Outcome::Reply(reply) => reply,
             Outcome::NotSent(error) => {
@@ -202,7 +205,7 @@ impl Created {
         let good = matches!(reply, ContainerReply::Answer { status: 200, truncated: None, .. });
         let container =
             if good { Ok(Initialised { body: self.body }) } else { Err(Discarded { body: self.body }) };
-        InitEnd { reply, elapsed, container }
+        InitEnd { reply, elapsed, retries, container }
     }
 
     /// Whether something listens where the runtime should: the health ping of stem cells (contract 6.4).
@@ -541,7 +544,7 @@ impl Lease {
     /// connection then means an unhealthy container rather than a failed action (contract 5.4), and becomes
     /// [`ContainerReply::ShuttingDown`].
     pub async fn run(self, request: Request<'_>, found_at_rest: bool) -> RunEnd {
-        let Exchange { outcome, elapsed, closing } = self.body.call("/run", &request, false).await;
+        let Exchange { outcome, elapsed, closing, .. } = self.body.call("/run", &request, false).await;
         let reply = match outcome {
             Outcome::Reply(reply) => reply,
             Outcome::NotSent(error) => {

@@ -183,25 +183,43 @@ impl Worker {
         };
         let mut files = FilesReport::default();
         let mut found = None;
-        let mut undo = || match sealed.rewind() {
-            Ok(report) => {
-                files = report;
-                Ok(())
+        let (mut clearing, mut not_cleared) = (None, None);
+        let mut undo = || {
+            // Nothing runs, and the descriptors are back: the pipes are read empty while the rest is put back.
+            match self.channel.begin(barrier) {
+                Ok(begun) => clearing = Some(begun),
+                Err(error) => {
+                    let text = error.to_string();
+                    not_cleared = Some(error);
+                    return Err(text.into());
+                }
             }
-            Err(quarantine) => {
-                let error = quarantine.to_string();
-                found = Some(quarantine);
-                Err(error.into())
+            match sealed.rewind() {
+                Ok(report) => {
+                    files = report;
+                    Ok(())
+                }
+                Err(quarantine) => {
+                    let error = quarantine.to_string();
+                    found = Some(quarantine);
+                    Err(error.into())
+                }
             }
         };
         let rewound = memory.rewind(&mut undo);
+        if let Some(error) = not_cleared {
+            return Err(uncleared(error));
+        }
         let report = match (rewound, found) {
             (_, Some(quarantine)) => return Err(files_verdict(quarantine)),
             (Err(quarantine), None) => return Err(quarantine.into()),
             (Ok(report), None) => report,
         };
         let before_logs = Instant::now();
-        self.channel.clear(barrier).map_err(uncleared)?;
+        let Some(clearing) = clearing else {
+            return Err(Verdict::new(QuarantineReason::LogChannel, "the pipes to the log were not cleared"));
+        };
+        clearing.end().map_err(uncleared)?;
         self.recorded = Some((memory, sealed));
         Ok(RewindReport {
             waiting: Duration::ZERO,

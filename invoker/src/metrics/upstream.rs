@@ -427,7 +427,7 @@ impl Metrics {
         }
     }
 
-    /// Retries of one request to a container.
+    /// Retries of one `/init`; `/run` is never tried again (contract 5.4).
     pub fn client_retries(&self, retries: u32) {
         self.upstream.retries.observe(f64::from(retries));
     }

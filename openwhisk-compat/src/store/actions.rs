@@ -223,11 +223,14 @@ impl<C: ReadContext + Send + Sync + 'static> ActionStore for CouchActions<C> {
             self.observer.0.cache(false);
             return self.read(&id, None).await;
         };
-        let entry = self
-            .cache
-            .entry((id.clone(), revision.to_owned()))
-            .or_try_insert_with(self.read(&id, Some(revision)))
-            .await;
+        let key = (id, revision.to_owned());
+        // Nearly always; the way below costs several times as much.
+        if let Some(action) = self.cache.get(&key).await {
+            self.observer.0.cache(true);
+            return Ok(action);
+        }
+        let id = key.0.clone();
+        let entry = self.cache.entry(key).or_try_insert_with(self.read(&id, Some(revision))).await;
         match entry {
             Ok(entry) => {
                 self.observer.0.cache(!entry.is_fresh());

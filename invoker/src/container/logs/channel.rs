@@ -70,12 +70,12 @@ impl LogChannel {
         Ok(Self { init, pipes: [Pipe::of(init, 1)?, Pipe::of(init, 2)?] })
     }
 
-    /// Puts a barrier into both pipes, and waits until both have been read empty: what is still in a pipe, a
-    /// request could read by opening its own standard output.
+    /// Begins to clear both pipes: puts a barrier into each, if there is one. Whatever the container's processes
+    /// wrote must be in them by now, and the descriptors must be those of the start.
     ///
     /// # Errors
-    /// When the pipes are not those of the start, or do not empty. The container is then not pristine.
-    pub(in crate::container) fn clear(&self, barrier: Option<&Barrier>) -> io::Result<()> {
+    /// When the pipes are not those of the start, or take no line. The container is then not pristine.
+    pub(in crate::container) fn begin(&self, barrier: Option<&Barrier>) -> io::Result<Clearing> {
         let line = barrier.map(barrier_line);
         let deadline = Instant::now() + DRAIN_DEADLINE;
         let mut open = Vec::with_capacity(self.pipes.len());
@@ -84,18 +84,17 @@ impl LogChannel {
             if let Some(line) = &line {
                 write_whole(&mut file, line, deadline)?;
             }
-            open.push(file);
+            open.push((file, pipe.size));
         }
-        for (file, pipe) in open.iter().zip(&self.pipes) {
-            poll_until(deadline, || match sys::pipe_fill(file)? {
-                0 => Ok(Some(())),
-                _ => Ok(None),
-            })?;
-            if pipe_size(file)? != pipe.size {
-                fcntl(file, FcntlArg::F_SETPIPE_SZ(pipe.size))?;
-            }
-        }
-        Ok(())
+        Ok(Clearing(open))
+    }
+
+    /// [Begins](Self::begin) to clear both pipes and [ends](Clearing::end) it.
+    ///
+    /// # Errors
+    /// Those of both.
+    pub(in crate::container) fn clear(&self, barrier: Option<&Barrier>) -> io::Result<()> {
+        self.begin(barrier)?.end()
     }
 
     /// Puts a mark into both pipes without waiting, so that a reader of the log knows when it has seen all that was
@@ -105,6 +104,31 @@ impl LogChannel {
         self.pipes.iter().all(|pipe| {
             pipe.open(self.init).is_ok_and(|mut file| write_whole(&mut file, &line, Instant::now()).is_ok())
         })
+    }
+}
+
+/// Pipes that are being read empty, and the sizes they are to have.
+#[derive(Debug)]
+pub(in crate::container) struct Clearing(Vec<(File, i32)>);
+
+impl Clearing {
+    /// Waits until both have been read empty: what is still in a pipe, a request could read by opening its own
+    /// standard output.
+    ///
+    /// # Errors
+    /// When they do not empty. The container is then not pristine.
+    pub(in crate::container) fn end(self) -> io::Result<()> {
+        let deadline = Instant::now() + DRAIN_DEADLINE;
+        for (file, size) in &self.0 {
+            poll_until(deadline, || match sys::pipe_fill(file)? {
+                0 => Ok(Some(())),
+                _ => Ok(None),
+            })?;
+            if pipe_size(file)? != *size {
+                fcntl(file, FcntlArg::F_SETPIPE_SZ(*size))?;
+            }
+        }
+        Ok(())
     }
 }
 
