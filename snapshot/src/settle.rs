@@ -60,7 +60,10 @@ fn look(target: &Target) -> (Vec<(i32, String)>, Vec<String>) {
             }
         }
     }
-    busy.extend(connections(target, &pids));
+    // The table is long where others share it, and whoever runs may still close or open connections.
+    if busy.is_empty() {
+        busy.extend(connections(target, &pids));
+    }
     busy.truncate(NAMED_MAX);
     (threads, busy)
 }
