@@ -26,6 +26,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         *kept = Some(snapshot);
         Ok::<_, String>(report)
     })??;
+    for feature in snapshot::probe().features.iter().filter(|feature| feature.name == "census") {
+        println!("census: {:?}", feature.state);
+    }
     println!("{report:?}");
     let mut reports = Vec::new();
     for _ in 0..count.parse::<usize>()? {

@@ -58,6 +58,8 @@ pub fn checkpoint(
     options: &Options,
     files: WhileFrozen<'_>,
 ) -> Result<(Snapshot, CheckpointReport), CheckpointError> {
+    // Before anything stands still: the first one in this process loads a program.
+    let mut census = Watch::new(options.census);
     let engine = Pagemap::new().ok_or_else(|| {
         CheckpointError::Refused(Quarantine::new(Reason::Kernel, "no engine works here, see probe()"))
     })?;
@@ -105,7 +107,6 @@ pub fn checkpoint(
             });
         }
     };
-    let mut census = Watch::new(options.census);
     census.keep(&mut processes);
     processes
         .iter_mut()

@@ -70,7 +70,13 @@ pub(crate) use program::Program;
 /// The census of this process, loaded at the first use; the error says why there is none here.
 pub(crate) fn shared() -> Result<&'static Program, &'static str> {
     static CENSUS: OnceLock<Result<Program, String>> = OnceLock::new();
-    CENSUS.get_or_init(Program::load).as_ref().map_err(String::as_str)
+    // On a thread of its own: the kernel gives up checking a program when a signal comes, and who asks may have set
+    // an alarm.
+    let load = || match std::thread::spawn(Program::load).join() {
+        Ok(done) => done,
+        Err(_) => Err("loading it panicked".to_owned()),
+    };
+    CENSUS.get_or_init(load).as_ref().map_err(String::as_str)
 }
 
 /// Without BPF there is no census.
