@@ -51,8 +51,9 @@ lint: install ## Formatting, lints, documentation, scripts
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items
 	shellcheck -x -P SCRIPTDIR $(SHELL_SCRIPTS)
-	cd tests/images/actionloop && "$$(cat "$${REWIND_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/rewind}/go")" vet ./...
-	for file in tests/images/node/*.js; do node --check "$$file" || exit 1; done
+	go=$$(cat "$${REWIND_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/rewind}/go"); \
+	for module in tests/images/actionloop tests/dependencies/goroutines; do (cd $$module && "$$go" vet ./...) || exit 1; done
+	for file in tests/images/node/*.js tests/*/*.js; do node --check "$$file" || exit 1; done
 
 clean: ## Remove what was built; the cache of downloads stays
 	$(CARGO) clean
