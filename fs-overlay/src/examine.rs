@@ -1,5 +1,6 @@
 //! Looking for changes: the statuses of today against the manifest.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -41,6 +42,8 @@ pub(crate) struct Tree {
     pub(crate) mapped_writes_tell: bool,
     /// Image layers below.
     pub(crate) layers: Vec<OwnedFd>,
+    /// The directory of the layers that was looked for last.
+    pub(crate) lower_last: RefCell<Option<(Steps, Option<LowerDirectory>)>>,
     /// Whether the topmost layer is a copy of what was sealed: the root has been swapped.
     pub(crate) on_sealed: bool,
     pub(crate) node: Node,
@@ -92,32 +95,42 @@ impl Tree {
         if self.layers.is_empty() {
             return Ok(None);
         }
-        let mut directory = LowerDirectory::root(&self.layers)?;
         let mut node = Some(&self.node);
         for name in path {
             node = node.and_then(|node| node.child(name));
             if let Some(Node { body: Body::Directory { opaque: true, .. }, .. }) = node {
                 return Ok(None);
             }
-            match directory.entry(name)? {
-                Some(LowerEntry::Directory(below, _)) => directory = below,
-                _ => return Ok(None),
-            }
         }
-        Ok(Some(directory))
+        self.lower_anyway(path)
     }
 
     /// What the layers hold at a path, whether it shows through or not.
     fn lower_entry(&self, path: &[OsString]) -> Result<Option<LowerEntry>, Stop> {
         let Some((name, parents)) = path.split_last() else { return Ok(None) };
-        let mut directory = LowerDirectory::root(&self.layers)?;
-        for parent in parents {
-            match directory.entry(parent)? {
-                Some(LowerEntry::Directory(below, _)) => directory = below,
-                _ => return Ok(None),
-            }
+        match self.lower_anyway(parents)? {
+            Some(directory) => directory.entry(name),
+            None => Ok(None),
         }
-        directory.entry(name)
+    }
+
+    /// A directory of the layers, whether it shows through or not. The last one is remembered, since most
+    /// changes come several to a directory, and nobody can change the layers.
+    fn lower_anyway(&self, path: &[OsString]) -> Result<Option<LowerDirectory>, Stop> {
+        if let Some((last, directory)) = &*self.lower_last.borrow()
+            && last == path
+        {
+            return Ok(directory.clone());
+        }
+        let mut directory = Some(LowerDirectory::root(&self.layers)?);
+        for name in path {
+            directory = match directory.take().map(|above| above.entry(name)).transpose()?.flatten() {
+                Some(LowerEntry::Directory(below, _)) => Some(below),
+                _ => break,
+            };
+        }
+        *self.lower_last.borrow_mut() = Some((path.to_vec(), directory.clone()));
+        Ok(directory)
     }
 
     fn has_lower_directory(&self, path: &[OsString]) -> Result<bool, Stop> {
@@ -168,6 +181,7 @@ impl Tree {
         let edit = std::mem::replace(&mut self.edit, at::reference(&fresh.mount)?);
         if !self.on_sealed {
             self.layers.insert(0, sealed);
+            self.lower_last = RefCell::default();
             self.on_sealed = true;
         }
         Ok([edit, scan])

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::rc::Rc;
+use std::sync::Arc;
 
 use crate::FilesReason;
 use crate::at::{self, Kind, Status};
@@ -13,7 +13,7 @@ use crate::work::Stop;
 /// One directory as the layers together show it: the directories that merge, topmost first.
 #[derive(Debug, Clone)]
 pub(crate) struct LowerDirectory {
-    parts: Vec<Rc<OwnedFd>>,
+    parts: Vec<Arc<OwnedFd>>,
 }
 
 /// What the layers show under a name.
@@ -29,7 +29,7 @@ impl LowerDirectory {
     /// The root of all layers.
     pub(crate) fn root(layers: &[OwnedFd]) -> io::Result<Self> {
         let parts =
-            layers.iter().map(|layer| at::reference(layer).map(Rc::new)).collect::<io::Result<_>>()?;
+            layers.iter().map(|layer| at::reference(layer).map(Arc::new)).collect::<io::Result<_>>()?;
         Ok(Self { parts })
     }
 
@@ -40,7 +40,7 @@ impl LowerDirectory {
 
     /// What the layers show under a name.
     pub(crate) fn entry(&self, name: &OsStr) -> Result<Option<LowerEntry>, Stop> {
-        let mut parts: Vec<Rc<OwnedFd>> = Vec::new();
+        let mut parts: Vec<Arc<OwnedFd>> = Vec::new();
         let mut top = None;
         for part in &self.parts {
             let Some(status) = at::status_at(&**part, name)? else { continue };
@@ -63,7 +63,7 @@ impl LowerDirectory {
             // Beneath an opaque directory nothing shows through.
             let opaque = is_opaque(&object)?;
             top.get_or_insert(status);
-            parts.push(Rc::new(object));
+            parts.push(Arc::new(object));
             if opaque {
                 break;
             }

@@ -29,6 +29,13 @@ pub struct Options {
     ///
     /// Measured on ext4: a swap costs what undoing 20 to 40 entries costs.
     pub swap_from: u64,
+    /// From how many sealed entries of the root on it is swapped at the first rewind whatever changed, where
+    /// that can be done: what was sealed then is a layer, of which a rewind looks only at what a request
+    /// has touched.
+    ///
+    /// Looking at an entry costs 0.3 to 0.7 us each time, copying it into the layer about 0.1 ms once: so
+    /// this pays after some two hundred requests.
+    pub swap_sealed_from: u64,
     /// Most bytes a rewind reads or writes to put contents back.
     pub undone_bytes_max: u64,
     /// Deepest directory that is sealed or examined, counted from the root of its mount.
@@ -64,6 +71,7 @@ impl Default for Options {
             sealed_bytes_max: 1 << 30,
             undone_entries_max: 4_096,
             swap_from: 32,
+            swap_sealed_from: 512,
             undone_bytes_max: 256 << 20,
             depth_max: 128,
             report_paths_max: 64,

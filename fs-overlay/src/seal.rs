@@ -1,5 +1,6 @@
 //! Sealing a container's files, and the rewind of them.
 
+use std::cell::RefCell;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -29,6 +30,14 @@ use crate::work::{Stop, Work};
 /// Most times renamed entries are looked for anew. A directory renamed inside a renamed directory
 /// needs one more look; whatever is left then is removed and created again.
 const RENAME_ROUNDS_MAX: usize = 4;
+
+/// Most sealed entries that are copied into a layer only because they are many. More would take a
+/// good part of the time a rewind may take.
+const LARGE_MAX: u64 = 10_000;
+
+/// Most rewinds that try to swap a root because much was sealed. What forbids it at two of them will
+/// probably do so for ever, and each try costs a millisecond.
+const LARGE_TRIES_MAX: u8 = 2;
 
 /// The files could not be sealed: the checkpoint must be refused.
 #[derive(Debug, thiserror::Error)]
@@ -94,6 +103,8 @@ pub struct Sealed {
     held: Held,
     /// Where a fresh overlay for the root can be made, if it can.
     site: Option<Site>,
+    /// How often it is still to be tried to swap the root because much was sealed.
+    large_tries: u8,
 }
 
 /// What became of the root in a rewind.
@@ -119,6 +130,8 @@ pub fn seal(root: OverlayRoot, options: &Options) -> Result<(Sealed, SealReport)
     let OverlayRoot { watch, root, upper, layers, site, mounts } = root;
     let at = PathBuf::from("/");
     trees.push(tree(&mut recorder, at, upper, root, layers, false)?);
+    let large = (options.swap_sealed_from..=LARGE_MAX).contains(&recorder.report.entries);
+    let large_tries = if large { LARGE_TRIES_MAX } else { 0 };
     let mut shared = 0;
     for mount in mounts {
         if options.shared.iter().any(|path| mount.at.starts_with(path)) {
@@ -151,7 +164,7 @@ pub fn seal(root: OverlayRoot, options: &Options) -> Result<(Sealed, SealReport)
     report.mounts_shared = shared;
     report.duration = started.elapsed();
     let options = options.clone();
-    Ok((Sealed { watch, options, trees, store, held, site }, report))
+    Ok((Sealed { watch, options, trees, store, held, site, large_tries }, report))
 }
 
 /// Records one tree.
@@ -176,7 +189,8 @@ fn tree(
     })?;
     let mapped_writes_tell =
         mapped_writes_tell(&scan).map_err(|source| SealError::Io { path: at.clone(), source })?;
-    Ok(Tree { at, scan, edit, mapped_writes_tell, layers, on_sealed: false, node })
+    let lower_last = RefCell::default();
+    Ok(Tree { at, scan, edit, mapped_writes_tell, layers, lower_last, on_sealed: false, node })
 }
 
 /// Whether the file system moves the change time when a page is written through a shared mapping.
@@ -274,7 +288,10 @@ impl Sealed {
         let enough = if self.site.is_some() { work.options.swap_from } else { u64::MAX };
         let (mut found, complete) = tree.walk(Purpose::Examine, &self.store, work, enough)?;
         let fail = |stop: Stop| stop.at(&tree.at, FilesReason::ExamineFailed, "weighing changes");
+        let large = self.site.is_some() && !tree.on_sealed && self.large_tries > 0;
+        self.large_tries = self.large_tries.saturating_sub(1);
         let many = !complete
+            || large
             || !found.is_empty()
                 && enough < u64::MAX
                 && weigh(tree, &found, enough, work).map_err(fail)? >= enough;
@@ -292,6 +309,9 @@ impl Sealed {
             Err(refusal) => {
                 tracing::debug!(why = refusal.why, error = ?refusal.error, "the root is not swapped");
                 work.report.unswapped = Some(refusal.why);
+                if refusal.forever {
+                    self.site = None;
+                }
             }
         }
         work.report.undo += started.elapsed();
@@ -310,7 +330,7 @@ impl Sealed {
         complete: bool,
         work: &mut Work<'_>,
     ) -> Result<Result<(), Refusal>, FilesQuarantine> {
-        let (fresh, table, processes) = match self.prepare_swap(work) {
+        let (fresh, table, processes) = match self.prepare_swap(work.options) {
             Ok(prepared) => prepared,
             Err(refusal) => return Ok(Err(refusal)),
         };
@@ -358,30 +378,15 @@ impl Sealed {
 
     /// Does what a swap needs and nobody notices. Also gives the mount table, and the processes whose
     /// root will change.
-    fn prepare_swap(&mut self, work: &mut Work<'_>) -> Result<(Fresh, Vec<Mount>, Vec<OwnedFd>), Refusal> {
+    fn prepare_swap(&mut self, options: &Options) -> Result<(Fresh, Vec<Mount>, Vec<OwnedFd>), Refusal> {
         let tree = &self.trees[0];
         let unclear = |_| Refusal::because("the mounts are not understood");
         let table = mounts::parse(&self.watch.table).map_err(unclear)?;
         let others: Vec<PathBuf> =
             table.iter().map(|mount| mount.at.clone()).filter(|at| at != Path::new("/")).collect();
         let site = self.site.as_mut().ok_or(Refusal::because("the root cannot be mounted again"))?;
-        let failed = |error| Refusal { why: "copying the sealed files", error: Some(error) };
-        let copied = (|| {
-            let processes = ties::check(&self.watch.process, tree, &others, &self.held)?;
-            let Some(directory) = site.begin_sealed().map_err(failed)? else { return Ok(processes) };
-            swap::copies_exactly(&tree.node)?;
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let into = rustix::fs::open(&directory, flags, Mode::empty());
-            let into = into.map_err(|error| failed(error.into()))?;
-            layer::write(tree, &into, &self.store, work).map_err(|stop| match stop {
-                Stop::Io(error) => failed(error),
-                Stop::Reason(_, why) => Refusal::because(why),
-                Stop::Enough => Refusal::because("too many sealed files"),
-            })?;
-            site.sealed(directory);
-            Ok(processes)
-        })();
-        let processes = copied?;
+        let processes = ties::check(&self.watch.process, tree, &others, &self.held)?;
+        copy_sealed(site, tree, &self.store, options).map_err(Refusal::forever)?;
         let fresh = site.fresh(&tree.node)?;
         Ok((fresh, table, processes))
     }
@@ -418,6 +423,24 @@ impl Sealed {
         let detail = "looking for files without a name";
         Err(FilesQuarantine::new(FilesReason::HeldOpen, whole, detail))
     }
+}
+
+/// Writes the copy of what was sealed, unless it is there. Within bounds of its own: if it cannot be
+/// written, the changes can still be undone.
+fn copy_sealed(site: &mut Site, tree: &Tree, store: &Store, options: &Options) -> Result<(), Refusal> {
+    let failed = Refusal::failed("copying the sealed files");
+    let Some(directory) = site.begin_sealed().map_err(&failed)? else { return Ok(()) };
+    swap::copies_exactly(&tree.node)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let into = rustix::fs::open(&directory, flags, Mode::empty()).map_err(|error| failed(error.into()))?;
+    let bounds = Options { deadline: options.deadline / 2, ..options.clone() };
+    layer::write(tree, &into, store, &mut Work::start(&bounds)).map_err(|stop| match stop {
+        Stop::Io(error) => failed(error),
+        Stop::Reason(_, why) => Refusal::because(why),
+        Stop::Enough => Refusal::because("too many sealed files"),
+    })?;
+    site.sealed(directory);
+    Ok(())
 }
 
 /// What a request did, as far as it was found, for the report of a swap.

@@ -48,15 +48,21 @@ pub(crate) struct Refusal {
     pub(crate) why: &'static str,
     /// The system call's error, when there was one.
     pub(crate) error: Option<io::Error>,
+    /// Whether it will be the same at every rewind.
+    pub(crate) forever: bool,
 }
 
 impl Refusal {
     pub(crate) fn because(why: &'static str) -> Self {
-        Self { why, error: None }
+        Self { why, error: None, forever: false }
     }
 
-    fn failed(why: &'static str) -> impl Fn(io::Error) -> Self {
-        move |error| Self { why, error: Some(error) }
+    pub(crate) fn failed(why: &'static str) -> impl Fn(io::Error) -> Self {
+        move |error| Self { why, error: Some(error), forever: false }
+    }
+
+    pub(crate) fn forever(self) -> Self {
+        Self { forever: true, ..self }
     }
 }
 

@@ -57,7 +57,7 @@ fn tied<T>(why: &'static str) -> Result<T, Stop> {
 
 fn failed(stop: Stop) -> Refusal {
     match stop {
-        Stop::Io(error) => Refusal { why: "looking at what processes hold", error: Some(error) },
+        Stop::Io(error) => Refusal::failed("looking at what processes hold")(error),
         Stop::Reason(_, why) => Refusal::because(why),
         Stop::Enough => Refusal::because("too much is held"),
     }

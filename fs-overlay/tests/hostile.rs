@@ -84,7 +84,7 @@ fn nothing(_: &Sandbox) {}
 
 /// Options with which no root is swapped.
 fn entry_by_entry() -> Options {
-    Options { swap_from: u64::MAX, ..Options::default() }
+    Options { swap_from: u64::MAX, swap_sealed_from: u64::MAX, ..Options::default() }
 }
 
 /// Options with which the root is swapped whatever changed.
@@ -1045,6 +1045,40 @@ fn work_does_not_follow_the_size_of_the_image() {
     assert_eq!(works[0], works[1]);
     let examined = |index: usize| works[0][index].0;
     assert!(examined(0) < 40 && examined(1) < 80 && examined(2) < 120 && examined(3) < 200, "{works:?}");
+}
+
+#[test]
+fn work_does_not_follow_what_was_sealed() {
+    let test = "work_does_not_follow_what_was_sealed";
+    if !possible(test) {
+        return;
+    }
+    let sandbox = Sandbox::start(fill);
+    for directory in 0..20 {
+        fs::create_dir_all(sandbox.at(format!("action/{directory}"))).unwrap();
+        for number in 0..100 {
+            fs::write(sandbox.at(format!("action/{directory}/{number}")), b"sealed").unwrap();
+        }
+    }
+    // Copying takes a busy machine its time.
+    let mut sealed = sandbox.seal_with(&Options { deadline: Duration::from_secs(120), ..Options::default() });
+    let pristine = sandbox.state();
+    std::thread::sleep(Duration::from_millis(30));
+    let first = sealed.rewind().unwrap();
+    // Looking at the pristine state moved access times.
+    let changed = first.changes.total() - first.changes.count(ChangeKind::AccessTime);
+    assert!(first.swapped && changed == 0, "{first:?}");
+    pristine.assert_same(&sandbox.state(), test);
+    let idle = sealed.rewind().unwrap();
+    assert!(!idle.swapped && idle.entries_examined < 40, "{idle:?}");
+    for _ in 0..2 {
+        fs::write(sandbox.at("action/3/7"), b"SECRET").unwrap();
+        fs::remove_file(sandbox.at("action/4/8")).unwrap();
+        let report = sealed.rewind().unwrap();
+        assert!(!report.swapped && report.entries_examined < 80, "{report:?}");
+        assert_eq!((report.files_rewritten, report.entries_recreated), (1, 1), "{report:?}");
+        pristine.assert_same(&sandbox.state(), test);
+    }
 }
 
 /// Keeps the seek helpers honest: a hole that ends a file is not data.

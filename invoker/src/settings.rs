@@ -286,6 +286,7 @@ impl Settings {
         options.memory.settle = self.config.rewind.settle_timeout;
         options.memory.paranoid = self.config.rewind.paranoid;
         options.memory.paranoid_every = self.config.rewind.paranoid_every;
+        options.files.shared = self.config.rewind.shared_mounts.iter().map(PathBuf::from).collect();
         options
     }
 

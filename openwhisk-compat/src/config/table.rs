@@ -346,6 +346,8 @@ settings! {
         drain_timeout: Duration = env "REWIND_DRAIN_TIMEOUT" or "25 seconds";
         /// How long a container may take to come to rest after `/init`, before its checkpoint.
         settle_timeout: Duration = env "REWIND_SETTLE_TIMEOUT" or "2 seconds";
+        /// Paths in action containers where a volume is mounted that several of them share. What lies there is not put back after a request; every other mount is.
+        shared_mounts: Vec<String> = env "REWIND_SHARED_MOUNTS" or "";
         /// What is logged, as a `tracing` filter: `info`, `rewind_invoker=debug,info`.
         log: String = env "REWIND_LOG" or "info";
         /// How it is written.
