@@ -21,7 +21,8 @@
 //!   do not update `ctime` on writes through a shared mapping (tmpfs).
 //! * **Never touch the upper behind a live mount.** Overlayfs does not notice; deleted files stay
 //!   reachable and changed ones go on serving the change. The upper is only read; every change is
-//!   undone through the container's own view of its root.
+//!   undone through the container's own view of its root, or that root is swapped whole for a fresh
+//!   overlay (`swap.rs`), if nothing the processes hold ties them to it (`ties.rs`).
 //! * **The content is hostile.** Nothing in the container runs while this crate works, so there
 //!   are no races, but names may be any bytes and links may point anywhere. Paths are walked one
 //!   name at a time by descriptor, and no link is followed.
@@ -29,7 +30,7 @@
 //!
 //! What is *not* put back, because the kernel offers no way: `ctime` itself, the birth time and
 //! inode number of entries that had to be created again, the allocated size of a directory that
-//! had grown, and free-space figures. A function that plants a message for itself in those is not
+//! had grown, and free-space figures; after a swap the device and mount numbers of the root. A function that plants a message for itself in those is not
 //! stopped by this crate.
 
 #![forbid(unsafe_code)]
