@@ -75,6 +75,9 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
 
 async fn start(settings: &Settings) -> Result<Running, StartError> {
     let config = &settings.config;
+    let store = settings.couch();
+    // Reads all certificates that the system trusts, which takes longer than the rest: begun first, and beside it.
+    let couch = tokio::task::spawn_blocking(|| Couch::new(store));
     announce_isolation(settings)?;
     for variable in openwhisk_compat::config::Settings::unread_in_process() {
         tracing::warn!(variable, "looks like a setting and is none, see docs/configuration.md");
@@ -111,7 +114,7 @@ async fn start(settings: &Settings) -> Result<Running, StartError> {
     let journal = Arc::new(journal);
 
     let observer: Arc<dyn Observer> = Arc::<Metrics>::clone(&metrics);
-    let couch = Couch::new(settings.couch())?;
+    let couch = couch.await??;
     let databases = &config.couchdb;
     let writer = CouchWriter::start(
         couch.database(&databases.database_activation),
