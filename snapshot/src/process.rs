@@ -27,7 +27,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::{Duration, Instant};
 
 /// How often the layout is compared and corrected before it counts as not restorable.
-const LAYOUT_ROUNDS: usize = 4;
+const LAYOUT_ROUNDS: usize = 5;
 /// Pending signals taken away per batch, and batches.
 const SIGNALS_AT_ONCE: usize = 128;
 const SIGNAL_ROUNDS: usize = 1024;
@@ -84,11 +84,16 @@ pub(crate) struct Process {
 #[derive(Debug)]
 pub(crate) struct Inspection {
     table: TableDifference,
-    layout_differs: bool,
+    /// From the layout as it was found to the recorded one.
+    steps: Vec<Step>,
     names: Vec<Vec<u8>>,
 }
 
 impl Inspection {
+    fn layout_differs(&self) -> bool {
+        !self.steps.is_empty()
+    }
+
     /// The name of a thread, if it may have changed.
     fn name(&self, index: usize) -> &[u8] {
         self.names.get(index).map_or(&[], Vec::as_slice)
@@ -366,7 +371,7 @@ impl Process {
     /// Compares from outside, and puts back what can be put back from there.
     pub(crate) fn inspect(
         &mut self,
-        layout_differs: bool,
+        steps: Vec<Step>,
         report: &mut RewindReport,
         buffer: &mut Vec<u8>,
     ) -> Result<Inspection, Quarantine> {
@@ -424,7 +429,7 @@ impl Process {
         }
         report.fds_restored += self.fds.restore_descriptions(self.pid, standing)?;
         report.fds_closed += table.closed;
-        Ok(Inspection { table, layout_differs, names })
+        Ok(Inspection { table, steps, names })
     }
 
     /// Starts the batch of the process on its main thread; [`Process::finish_main`] must follow.
@@ -561,53 +566,67 @@ impl Process {
         }
     }
 
-    /// Brings the layout back, if it differed.
-    pub(crate) fn restore_layout(
+    /// Takes the steps back to the recorded layout that were found first. Things may still be in the way of some.
+    pub(crate) fn begin_layout(
         &mut self,
         tracer: &mut Tracer,
         inspection: &Inspection,
         report: &mut RewindReport,
+    ) -> Result<(), Quarantine> {
+        if inspection.layout_differs() {
+            report.mappings_restored += inspection.steps.len() as u64;
+            self.take_steps(tracer, &inspection.steps, false)?;
+        }
+        Ok(())
+    }
+
+    /// Brings the layout back, if it differed and the census does not say that it is back already.
+    pub(crate) fn restore_layout(
+        &mut self,
+        tracer: &mut Tracer,
+        inspection: &Inspection,
         buffer: &mut Vec<u8>,
     ) -> Result<(), Quarantine> {
-        if !inspection.layout_differs {
+        if !inspection.layout_differs() || !self.standing.advice_changed() {
             return Ok(());
         }
-        let wanted = self.attributes.as_ref().ok_or_else(|| missing("attributes"))?.brk;
-        for round in 0..LAYOUT_ROUNDS {
+        for round in 1..LAYOUT_ROUNDS {
             let steps = self.check_agent(buffer)?;
-            let runner = self.threads[0].runner(self.pid);
-            let agent = agent(&mut self.agent)?;
-            if round == 0 {
-                report.mappings_restored += steps.len() as u64;
-            }
             let settled = steps.is_empty();
-            let mut steps = steps.iter().peekable();
-            loop {
-                let mut batch = Batch::new();
-                // First, since what is below the break must not be mapped as something else; the steps
-                // may remove what is in its way, so it is tried again in the next round.
-                let brk = batch.call(libc::SYS_brk, [wanted, 0, 0, 0, 0, 0]);
-                let mut calls = Vec::new();
-                while let Some(step) = steps.next_if(|step| batch.has_room(step.scratch())) {
-                    calls.push((step.add_to(&mut batch), step));
-                }
-                let answers = agent.run(tracer, runner, &batch)?;
-                let failed = calls.iter().find(|(call, _)| answers.get(*call).is_err());
-                if let Some((call, step)) = failed
-                    && round + 1 == LAYOUT_ROUNDS
-                {
-                    let errno = answers.get(*call).err().unwrap_or(Errno::UnknownErrno);
-                    return Err(Quarantine::because(Reason::LayoutNotRestored, format!("{step:x?}"), errno));
-                }
-                if steps.peek().is_none() {
-                    if settled && answers.get(brk) == Ok(wanted) {
-                        return Ok(());
-                    }
-                    break;
-                }
+            if self.take_steps(tracer, &steps, round + 1 == LAYOUT_ROUNDS)? && settled {
+                return Ok(());
             }
         }
         Err(Quarantine::new(Reason::LayoutNotRestored, format!("process {}", self.pid)))
+    }
+
+    /// Takes some steps; true if the break is where it was. In the last round each must succeed.
+    fn take_steps(&mut self, tracer: &mut Tracer, steps: &[Step], last: bool) -> Result<bool, Quarantine> {
+        let wanted = self.attributes.as_ref().ok_or_else(|| missing("attributes"))?.brk;
+        let runner = self.threads[0].runner(self.pid);
+        let agent = agent(&mut self.agent)?;
+        let mut steps = steps.iter().peekable();
+        loop {
+            let mut batch = Batch::new();
+            // First, since what is below the break must not be mapped as something else; the steps may
+            // remove what is in its way, so it is tried again in the next round.
+            let brk = batch.call(libc::SYS_brk, [wanted, 0, 0, 0, 0, 0]);
+            let mut calls = Vec::new();
+            while let Some(step) = steps.next_if(|step| batch.has_room(step.scratch())) {
+                calls.push((step.add_to(&mut batch), step));
+            }
+            let answers = agent.run(tracer, runner, &batch)?;
+            let failed = calls.iter().find(|(call, _)| answers.get(*call).is_err());
+            if let Some((call, step)) = failed
+                && last
+            {
+                let errno = answers.get(*call).err().unwrap_or(Errno::UnknownErrno);
+                return Err(Quarantine::because(Reason::LayoutNotRestored, format!("{step:x?}"), errno));
+            }
+            if steps.peek().is_none() {
+                return Ok(answers.get(brk) == Ok(wanted));
+            }
+        }
     }
 
     /// Puts back lost descriptors and interest lists.
@@ -641,7 +660,7 @@ impl Process {
     pub(crate) fn scan(&mut self, tracer: &mut Tracer, inspection: &Inspection) -> Result<(), Quarantine> {
         let everything = self.lazily_freed.1;
         let (mut stopped, image) = self.stopped(tracer)?;
-        image.ok_or_else(|| missing("image"))?.scan(&mut stopped, inspection.layout_differs, everything)
+        image.ok_or_else(|| missing("image"))?.scan(&mut stopped, inspection.layout_differs(), everything)
     }
 
     /// Puts memory back.
@@ -752,7 +771,7 @@ impl Process {
             ));
         }
         let mut again = RewindReport::default();
-        let inspection = self.inspect(false, &mut again, buffer)?;
+        let inspection = self.inspect(Vec::new(), &mut again, buffer)?;
         if !inspection.table.is_empty() || again.fds_restored != 0 || again.objects_restored != 0 {
             return Err(Quarantine::new(
                 Reason::VerificationFailed,

@@ -168,10 +168,10 @@ impl Snapshot {
         if paranoid {
             self.processes.iter_mut().try_for_each(|process| process.doubt(tracer, &mut buffer))?;
         }
-        let mut differs = Vec::with_capacity(self.processes.len());
+        let mut layouts = Vec::with_capacity(self.processes.len());
         for process in &mut self.processes {
             let steps = process.check_agent(&mut buffer)?;
-            differs.push(!steps.is_empty());
+            layouts.push(steps);
             if let Some(tids) = extra.get(&process.pid) {
                 process.remove_threads(tracer, tids)?;
                 report.threads_removed += tids.len() as u64;
@@ -181,8 +181,8 @@ impl Snapshot {
         watch.lap(Phase::Strangers);
 
         let mut inspections = Vec::with_capacity(self.processes.len());
-        for (process, differs) in self.processes.iter_mut().zip(&differs) {
-            inspections.push(process.inspect(*differs, &mut report, &mut buffer)?);
+        for (process, steps) in self.processes.iter_mut().zip(layouts) {
+            inspections.push(process.inspect(steps, &mut report, &mut buffer)?);
         }
         if let Some(queues) = &self.queues
             && self.processes.iter().any(Process::ipc_changed)
@@ -206,10 +206,13 @@ impl Snapshot {
         }
         faults.trip(FaultPoint::Objects)?;
         for (process, inspection) in self.processes.iter_mut().zip(&inspections) {
-            process.restore_layout(tracer, inspection, &mut report, &mut buffer)?;
+            process.begin_layout(tracer, inspection, &mut report)?;
         }
         if !paranoid && self.processes.iter().any(Process::layout_changed) {
             self.census.look_at_layouts(&mut self.processes);
+        }
+        for (process, inspection) in self.processes.iter_mut().zip(&inspections) {
+            process.restore_layout(tracer, inspection, &mut buffer)?;
         }
         for process in &mut self.processes {
             process.restore_advice(tracer, &mut report)?;
