@@ -207,10 +207,10 @@ impl Drop for Puppet {
         let _ = nix::sys::signal::kill(self.init, nix::sys::signal::Signal::SIGKILL);
         let _ = self.launcher.wait();
         let deadline = Instant::now() + Duration::from_secs(5);
-        let _ = std::fs::remove_dir(&self.memory);
         while std::fs::remove_dir(&self.group).is_err() && self.group.exists() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(2));
         }
+        let _ = std::fs::remove_dir(&self.memory);
     }
 }
 
