@@ -39,6 +39,12 @@ impl Held {
         }
     }
 
+    /// As much of the content now as one read into `buffer` gives.
+    pub(crate) fn read_into<'b>(&self, buffer: &'b mut [u8]) -> io::Result<&'b [u8]> {
+        let len = self.file.read_at(buffer, 0)?;
+        Ok(&buffer[..len])
+    }
+
     /// The whole content now.
     pub(crate) fn text(&self) -> io::Result<String> {
         let mut buffer = Vec::new();

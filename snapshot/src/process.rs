@@ -1,7 +1,7 @@
 //! One process of a snapshot: what was recorded of it, and the steps that put it back.
 
 use crate::census::{Area, Areas, Standing};
-use crate::engine::{Heat, MemoryEngine, MemoryImage, Stopped};
+use crate::engine::{Heat, Hints, MemoryEngine, MemoryImage, Stopped};
 use crate::freeze::Tracer;
 use crate::inject::{Agent, Answers, Batch, Call, LANES, Runner};
 use crate::layout::{Layout, Step};
@@ -232,6 +232,12 @@ impl Process {
         let image = engine.checkpoint(&mut stopped, &layout.mappings, heat);
         self.layout = Some(layout);
         self.image = Some(image?);
+        // The engine has mapped the image into the process.
+        let text = self
+            .maps
+            .text()
+            .or_quarantine(Reason::Unreadable, || format!("mappings of process {}", self.pid))?;
+        self.layout = Some(Layout::parse(text.as_bytes())?);
         Ok(())
     }
 
@@ -657,24 +663,35 @@ impl Process {
     }
 
     /// Finds what changed in memory.
-    pub(crate) fn scan(&mut self, tracer: &mut Tracer, inspection: &Inspection) -> Result<(), Quarantine> {
-        let everything = self.lazily_freed.1;
+    pub(crate) fn scan(&mut self, tracer: &mut Tracer) -> Result<(), Quarantine> {
+        let hints = Hints {
+            everything: self.lazily_freed.1,
+            afresh: self.standing.saw_lazy_frees(),
+            mappings_kept: !self.standing.changed(Area::Layout),
+        };
         let (mut stopped, image) = self.stopped(tracer)?;
-        image.ok_or_else(|| missing("image"))?.scan(&mut stopped, inspection.layout_differs(), everything)
+        image.ok_or_else(|| missing("image"))?.scan(&mut stopped, hints)
     }
 
-    /// Puts memory back.
-    pub(crate) fn restore_memory(
+    /// Begins to put memory back; [`Process::finish_memory`] must follow.
+    pub(crate) fn start_memory(&mut self, tracer: &mut Tracer) -> Result<(), Quarantine> {
+        let (mut stopped, image) = self.stopped(tracer)?;
+        image.ok_or_else(|| missing("image"))?.start(&mut stopped)
+    }
+
+    /// Waits until memory is back.
+    pub(crate) fn finish_memory(
         &mut self,
         tracer: &mut Tracer,
         report: &mut RewindReport,
     ) -> Result<(), Quarantine> {
         let (mut stopped, image) = self.stopped(tracer)?;
-        let memory = image.ok_or_else(|| missing("image"))?.restore(&mut stopped)?;
+        let memory = image.ok_or_else(|| missing("image"))?.finish(&mut stopped)?;
         report.pages_scanned += memory.scanned;
         report.pages_copied += memory.copied;
         report.pages_dropped += memory.dropped;
         report.pages_hot += memory.hot;
+        report.calls_injected += agent(&mut self.agent)?.take_calls();
         Ok(())
     }
 

@@ -93,7 +93,7 @@ pub struct RewindReport {
     pub phases: Vec<(Phase, Duration)>,
     /// From the first stop to the last thaw.
     pub total: Duration,
-    /// Populated pages that the scan looked at.
+    /// Pages that the scan reported as possibly changed.
     pub pages_scanned: u64,
     /// Pages whose content was written back.
     pub pages_copied: u64,
@@ -101,6 +101,8 @@ pub struct RewindReport {
     pub pages_dropped: u64,
     /// Pages left writable since they change in most requests.
     pub pages_hot: u64,
+    /// Calls (system calls, copies and the like) that the processes were made to execute.
+    pub calls_injected: u64,
     /// Mappings unmapped, mapped or given their protection back.
     pub mappings_restored: u64,
     /// Descriptors closed.

@@ -223,14 +223,17 @@ impl Snapshot {
         }
         watch.lap(Phase::Objects);
 
-        for (process, inspection) in self.processes.iter_mut().zip(&inspections) {
-            process.scan(tracer, inspection)?;
+        for process in &mut self.processes {
+            process.scan(tracer)?;
         }
         faults.trip(FaultPoint::Scan)?;
         watch.lap(Phase::Scan);
         for process in &mut self.processes {
-            process.restore_memory(tracer, &mut report)?;
-            faults.trip(FaultPoint::Copy)?;
+            process.start_memory(tracer)?;
+        }
+        faults.trip(FaultPoint::Copy)?;
+        for process in &mut self.processes {
+            process.finish_memory(tracer, &mut report)?;
         }
         watch.lap(Phase::Copy);
 

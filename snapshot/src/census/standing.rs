@@ -31,6 +31,8 @@ pub(crate) struct Standing {
     /// In paranoid mode everything is looked at, and what the census said is held against it.
     said: Areas,
     said_of_lazy_frees: bool,
+    /// The census saw that pages were marked MADV_FREE, or wait to be.
+    saw_lazy_frees: bool,
 }
 
 #[derive(Debug)]
@@ -114,7 +116,13 @@ impl Standing {
             pending: false,
             said: Areas::all(),
             said_of_lazy_frees: true,
+            saw_lazy_frees: false,
         }
+    }
+
+    /// Whether the census saw that pages were marked MADV_FREE on this machine, or wait to be, also in doubt.
+    pub(crate) fn saw_lazy_frees(&self) -> bool {
+        self.saw_lazy_frees
     }
 
     /// The count of changes of the address space in the reference, if it can be trusted.
@@ -131,6 +139,7 @@ impl Standing {
         self.lazy_frees = true;
         self.said = Areas::all();
         self.said_of_lazy_frees = true;
+        self.saw_lazy_frees = false;
     }
 
     fn compare(&mut self, now: &Reading, lazy_frees: bool) {
@@ -155,6 +164,7 @@ impl Standing {
         self.lazy_frees = lazy_frees;
         self.said = self.changes.areas;
         self.said_of_lazy_frees = lazy_frees;
+        self.saw_lazy_frees = lazy_frees;
     }
 
     /// Looks at everything from now on, but remembers what the census said: [`Standing::contradicted`] tells

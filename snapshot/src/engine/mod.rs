@@ -23,7 +23,7 @@ use std::os::fd::OwnedFd;
 pub(crate) struct Stopped<'a> {
     pub(crate) tracer: &'a mut Tracer,
     pub(crate) agent: &'a mut Agent,
-    /// The main thread, prepared for injected calls.
+    /// The main thread.
     pub(crate) runner: Runner<'a>,
     pub(crate) pidfd: &'a OwnedFd,
     /// `/proc/<pid>/mem`.
@@ -39,6 +39,18 @@ pub(crate) struct Heat {
     pub(crate) hot_after: u8,
     /// Rewinds until all hot pages must prove themselves again; 0: never.
     pub(crate) cold_after: u8,
+}
+
+/// What is known of a process before its memory is scanned.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Hints {
+    /// Even unchanged pages must be written, since the process let the kernel take some (MADV_FREE).
+    pub(crate) everything: bool,
+    /// Pages may have been marked MADV_FREE and written to again. They do not show, and the next mark on them would
+    /// not be counted, so what is put back must be put on fresh pages.
+    pub(crate) afresh: bool,
+    /// It is proven that no mapping was made, removed or changed since the last rewind.
+    pub(crate) mappings_kept: bool,
 }
 
 /// What the engine did in one rewind of one process.
@@ -63,13 +75,15 @@ pub(crate) trait MemoryEngine: fmt::Debug + Send {
 
 /// The recorded memory of one process.
 pub(crate) trait MemoryImage: fmt::Debug + Send {
-    /// Finds what changed. The layout is that of the snapshot again; `remapped` says that it was not before,
-    /// `everything` that even unchanged pages must be written, since the process let the kernel take some.
-    fn scan(&mut self, process: &mut Stopped<'_>, remapped: bool, everything: bool)
-    -> Result<(), Quarantine>;
+    /// Finds what changed. The layout is that of the snapshot again.
+    fn scan(&mut self, process: &mut Stopped<'_>, hints: Hints) -> Result<(), Quarantine>;
 
-    /// Puts back what [`MemoryImage::scan`] found.
-    fn restore(&mut self, process: &mut Stopped<'_>) -> Result<MemoryReport, Quarantine>;
+    /// Begins to put back what [`MemoryImage::scan`] found; [`MemoryImage::finish`] must follow. Between the two
+    /// the process may be at work, so that several can be at once.
+    fn start(&mut self, process: &mut Stopped<'_>) -> Result<(), Quarantine>;
+
+    /// Waits until everything is back.
+    fn finish(&mut self, process: &mut Stopped<'_>) -> Result<MemoryReport, Quarantine>;
 
     /// Compares every page with the snapshot and finds pages that it does not have.
     fn verify(&mut self, process: &mut Stopped<'_>) -> Result<(), Quarantine>;

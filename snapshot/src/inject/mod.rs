@@ -13,10 +13,16 @@
 //! The agent runs unfiltered by seccomp, so its bytes are compared before each stop's first use, its final
 //! instruction pointer must be the exact one, and the current rseq critical section is cleared (a hostile one
 //! would redirect it).
+//!
+//! A third mapping shows the process its own snapshot, read-only and sealed, so that pages can be copied back
+//! where they are (see [`Work`]). What the request could have done to it, the layout check sees; its content
+//! nobody can change.
 
 mod batch;
+mod work;
 
 pub(crate) use batch::{Answers, Batch, Call, IntoArg, Scratch, args};
+pub(crate) use work::Work;
 
 use crate::freeze::Tracer;
 use crate::reason::{OrQuarantine, Quarantine, Reason};
@@ -46,6 +52,10 @@ pub(crate) struct Agent {
     pub(crate) data: u64,
     memory: Shared,
     file: OwnedFd,
+    /// Where the snapshot is mapped in the target, and its length.
+    source: Option<(u64, u64)>,
+    /// Calls that the target was made to execute since they were last asked for.
+    calls: u64,
 }
 
 /// A thread of the target that is stopped and may be used to run calls.
@@ -149,7 +159,7 @@ impl Agent {
         let file = files.remove(1);
         let memory = Shared::map(file.as_fd(), DATA, true)
             .or_quarantine(Reason::InjectionFailed, || "mapping the agent's memory".to_owned())?;
-        Ok(Agent { code: mapped[0], data: mapped[1], memory, file })
+        Ok(Agent { code: mapped[0], data: mapped[1], memory, file, source: None, calls: 0 })
     }
 
     /// Unmaps the agent again: the snapshot is given up and the process goes on.
@@ -159,7 +169,7 @@ impl Agent {
         runner: Runner<'_>,
         entry: u64,
     ) -> Result<(), Quarantine> {
-        for (start, len) in [(self.code, PAGE), (self.data, DATA as u64)] {
+        for (start, len) in [(self.code, PAGE), (self.data, DATA as u64)].into_iter().chain(self.source) {
             let result = single_step(tracer, runner, entry, libc::SYS_munmap, [start, len, 0, 0, 0, 0])?;
             if result != 0 {
                 let detail = format!("unmapping the agent of process {}: {result}", runner.pid);
@@ -173,6 +183,57 @@ impl Agent {
     pub(crate) fn owns(&self, address: u64) -> bool {
         (self.code..self.code + PAGE).contains(&address)
             || (self.data..self.data + DATA as u64).contains(&address)
+            || self.source.is_some_and(|(start, len)| (start..start + len).contains(&address))
+    }
+
+    /// Makes a memory file that belongs to the target and is open here and there: the number there and the
+    /// descriptor here. [`Agent::show`] must follow.
+    pub(crate) fn make_file(
+        &mut self,
+        tracer: &mut Tracer,
+        runner: Runner<'_>,
+        pidfd: &OwnedFd,
+    ) -> Result<(u64, OwnedFd), Quarantine> {
+        let mut batch = Batch::new();
+        let name = batch.bytes(b"snapshot\0");
+        let flags = u64::from(libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING);
+        let made = batch.add(libc::SYS_memfd_create, args![name, flags]);
+        let fd = self
+            .run(tracer, runner, &batch)?
+            .get(made)
+            .or_quarantine(Reason::InjectionFailed, || format!("memfd_create in process {}", runner.pid))?;
+        let ours = process::pidfd_getfd(pidfd.as_fd(), i32::try_from(fd).unwrap_or(-1))
+            .or_quarantine(Reason::InjectionFailed, || format!("taking descriptor {fd}"))?;
+        Ok((fd, ours))
+    }
+
+    /// Maps the snapshot's file read-only into the target, whole and at once, and closes it there. `None`: the
+    /// target has no room for it (a limit on its address space or its mappings).
+    pub(crate) fn show(
+        &mut self,
+        tracer: &mut Tracer,
+        runner: Runner<'_>,
+        fd: u64,
+        len: u64,
+    ) -> Result<Option<u64>, Quarantine> {
+        let mut batch = Batch::new();
+        let flags = u64::from((libc::MAP_SHARED | libc::MAP_POPULATE).cast_unsigned());
+        let prot = u64::from(libc::PROT_READ.cast_unsigned());
+        let mapped = (len != 0).then(|| batch.call(libc::SYS_mmap, [0, len, prot, flags, fd, 0]));
+        let closed = batch.call(libc::SYS_close, [fd, 0, 0, 0, 0, 0]);
+        let answers = self.run(tracer, runner, &batch)?;
+        answers.get(closed).or_quarantine(Reason::InjectionFailed, || {
+            format!("closing descriptor {fd} of process {}", runner.pid)
+        })?;
+        let Some(start) = mapped.and_then(|call| answers.get(call).ok()) else { return Ok(None) };
+        self.source = Some((start, len));
+        // A child has no use for it.
+        let mut batch = Batch::new();
+        let advised = batch.call(libc::SYS_madvise, [start, len, libc::MADV_DONTFORK as u64, 0, 0, 0]);
+        self.run(tracer, runner, &batch)?
+            .get(advised)
+            .or_quarantine(Reason::InjectionFailed, || format!("advice on {start:#x}"))?;
+        Ok(Some(start))
     }
 
     /// Compares the code in the target with what was put there.
@@ -196,15 +257,7 @@ impl Agent {
     pub(crate) fn start(&mut self, runner: Runner<'_>, lane: usize, batch: &Batch) -> Result<(), Quarantine> {
         let bytes = batch.encode(self.lane_address(lane));
         self.memory.write(lane * LANE, &bytes);
-        let registers = ptrace::Registers {
-            r15: self.lane_address(lane),
-            r14: batch.len() as u64,
-            ..runner.state.for_injection(self.code)
-        };
-        ptrace::set_registers(runner.tid, &registers)
-            .or_quarantine(Reason::InjectionFailed, || format!("registers of thread {}", runner.tid))?;
-        ptrace::resume(runner.tid, 0)
-            .or_quarantine(Reason::InjectionFailed, || format!("resuming thread {}", runner.tid))
+        self.launch(runner, lane, batch.len())
     }
 
     /// Waits for a batch that was started in a lane and reads its answers.
@@ -215,6 +268,61 @@ impl Agent {
         lane: usize,
         batch: &Batch,
     ) -> Result<Answers, Quarantine> {
+        self.land(tracer, runner)?;
+        let mut bytes = vec![0; batch.size()];
+        self.memory.read(lane * LANE, &mut bytes);
+        Ok(Answers::new(bytes))
+    }
+
+    /// Lets the thread do the next part of some work in the first lane. `false`: there is none left. Otherwise
+    /// [`Agent::finish_work`] must follow.
+    pub(crate) fn start_work(&mut self, runner: Runner<'_>, work: &mut Work) -> Result<bool, Quarantine> {
+        let count = work.next_part();
+        if count == 0 {
+            return Ok(false);
+        }
+        self.memory.write(0, work.part());
+        self.launch(runner, 0, count)?;
+        Ok(true)
+    }
+
+    /// Waits for what [`Agent::start_work`] started.
+    pub(crate) fn finish_work(
+        &mut self,
+        tracer: &mut Tracer,
+        runner: Runner<'_>,
+        work: &mut Work,
+    ) -> Result<(), Quarantine> {
+        self.land(tracer, runner)?;
+        let memory = &self.memory;
+        work.judge(|call| {
+            let mut result = [0; 8];
+            memory.read(call * work::CALL + work::RESULT, &mut result);
+            i64::from_le_bytes(result)
+        })
+    }
+
+    /// How many calls the target was made to execute since the last time this was asked.
+    pub(crate) fn take_calls(&mut self) -> u64 {
+        std::mem::take(&mut self.calls)
+    }
+
+    /// Lets a thread execute the calls that were put into a lane.
+    fn launch(&mut self, runner: Runner<'_>, lane: usize, calls: usize) -> Result<(), Quarantine> {
+        self.calls += calls as u64;
+        let registers = ptrace::Registers {
+            r15: self.lane_address(lane),
+            r14: calls as u64,
+            ..runner.state.for_injection(self.code)
+        };
+        ptrace::set_registers(runner.tid, &registers)
+            .or_quarantine(Reason::InjectionFailed, || format!("registers of thread {}", runner.tid))?;
+        ptrace::resume(runner.tid, 0)
+            .or_quarantine(Reason::InjectionFailed, || format!("resuming thread {}", runner.tid))
+    }
+
+    /// Waits until a thread stands behind the agent's last instruction.
+    fn land(&self, tracer: &mut Tracer, runner: Runner<'_>) -> Result<(), Quarantine> {
         let end = self.code + agent::code().len() as u64;
         tracer.begin_step();
         for _ in 0..STRAY_MAX {
@@ -226,9 +334,7 @@ impl Agent {
                         })?
                         .rip;
                     if rip == end {
-                        let mut bytes = vec![0; batch.size()];
-                        self.memory.read(lane * LANE, &mut bytes);
-                        return Ok(Answers::new(bytes));
+                        return Ok(());
                     }
                     // A SIGTRAP that somebody sent before the stop.
                     if !(self.code..end).contains(&rip) {

@@ -6,7 +6,11 @@
 use std::arch::global_asm;
 
 // r15: the first call, r14: how many. A call is eight quadwords: number, six arguments, result.
-// Number -1 copies rdx bytes from rsi to rdi instead of calling the kernel.
+// Negative numbers are work on memory instead of a system call:
+//   -1  copies rdx bytes from rsi to rdi
+//   -2  zeroes rdx bytes from rdi on (from no source that could be altered)
+//   -3  compares: rsi is a list of rdx pairs of an address and the quadword that must be there; the result is
+//       how many are not
 global_asm!(
     ".pushsection .rodata.rewind_agent, \"a\", @progbits",
     ".globl rewind_agent_start",
@@ -22,13 +26,32 @@ global_asm!(
     "mov r10, [r15 + 32]",
     "mov r8, [r15 + 40]",
     "mov r9, [r15 + 48]",
-    "cmp rax, -1",
-    "je 3f",
+    "test rax, rax",
+    "js 3f",
     "syscall",
     "jmp 4f",
     "3:",
     "mov rcx, rdx",
+    "cmp eax, -2",
+    "mov eax, 0",
+    "jb 6f",
+    "je 5f",
     "rep movsb",
+    "jmp 4f",
+    "5:",
+    "rep stosb",
+    "jmp 4f",
+    "6:",
+    "jrcxz 4f",
+    "mov rdi, [rsi]",
+    "mov rdx, [rsi + 8]",
+    "cmp [rdi], rdx",
+    "setne dl",
+    "movzx edx, dl",
+    "add eax, edx",
+    "add rsi, 16",
+    "dec ecx",
+    "jmp 6b",
     "4:",
     "mov [r15 + 56], rax",
     "add r15, 64",
@@ -41,6 +64,13 @@ global_asm!(
     "rewind_agent_end:",
     ".popsection",
 );
+
+/// Call number: copy.
+pub(crate) const COPY: i64 = -1;
+/// Call number: zero.
+pub(crate) const ZERO: i64 = -2;
+/// Call number: compare.
+pub(crate) const COMPARE: i64 = -3;
 
 unsafe extern "C" {
     static rewind_agent_start: u8;

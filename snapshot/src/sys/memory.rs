@@ -2,7 +2,6 @@
 
 use super::PAGE;
 use nix::errno::Errno;
-use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
@@ -150,7 +149,7 @@ pub(crate) fn free_lazily(pages: usize, meanwhile: impl FnOnce()) {
 }
 
 /// A fresh memory file.
-pub(crate) fn memfd(name: &CStr) -> io::Result<OwnedFd> {
+pub(crate) fn memfd(name: &std::ffi::CStr) -> io::Result<OwnedFd> {
     // SAFETY: the name is a C string that outlives the call.
     let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
     Errno::result(fd)?;
@@ -164,6 +163,51 @@ pub(crate) fn set_len(file: BorrowedFd<'_>, len: u64) -> io::Result<()> {
     // SAFETY: no pointers are passed.
     Errno::result(unsafe { libc::ftruncate(file.as_raw_fd(), len) })?;
     Ok(())
+}
+
+/// Whether any swap is in use on this machine. If that cannot be told: yes.
+pub(crate) fn has_swap() -> bool {
+    let mut info = std::mem::MaybeUninit::<libc::sysinfo>::uninit();
+    // SAFETY: `info` has the kernel's layout.
+    if unsafe { libc::sysinfo(info.as_mut_ptr()) } != 0 {
+        return true;
+    }
+    // SAFETY: filled by the successful call.
+    unsafe { info.assume_init() }.totalswap != 0
+}
+
+/// Whether `count` grows with each single page that this process populates. Counters that are only summed up
+/// now and then stand still for dozens of pages.
+pub(crate) fn counts_every_page(count: impl Fn() -> Option<u64>) -> bool {
+    const PAGES: usize = 16;
+    let Ok(memory) = anonymous(PAGES * 4096) else { return false };
+    let mut last = count();
+    for page in 0..PAGES {
+        // SAFETY: the page is inside the mapping.
+        let address = unsafe { memory.start.as_ptr().add(page * 4096) };
+        // SAFETY: the mapping is writable and private to this function.
+        unsafe { address.write_volatile(1) };
+        let now = count();
+        if now.is_none() || now <= last {
+            return false;
+        }
+        last = now;
+    }
+    true
+}
+
+/// Fresh anonymous memory.
+fn anonymous(len: usize) -> io::Result<Shared> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: a fresh mapping at an address of the kernel's choice disturbs nothing.
+    let start =
+        unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+    if start == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    NonNull::new(start.cast())
+        .map(|start| Shared { start, len })
+        .ok_or_else(|| io::Error::other("mapped at 0"))
 }
 
 /// Adds seals to a memory file.

@@ -105,6 +105,39 @@ pub(crate) fn write_memory(pid: i32, pieces: &[Piece]) -> Result<(), Errno> {
     Ok(())
 }
 
+/// Reads one quadword at each of some addresses, all or nothing.
+pub(crate) fn read_quadwords(
+    pid: i32,
+    addresses: impl Iterator<Item = u64>,
+    into: &mut [u64],
+) -> Result<(), Errno> {
+    let mut remote = Vec::with_capacity(into.len());
+    for address in addresses.take(into.len()) {
+        let address = usize::try_from(address).map_err(|_| Errno::EFAULT)?;
+        remote.push(libc::iovec { iov_base: address as *mut libc::c_void, iov_len: 8 });
+    }
+    // UIO_MAXIOV.
+    for (into, remote) in into.chunks_mut(1024).zip(remote.chunks(1024)) {
+        let want = size_of_val(into);
+        let local = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: want };
+        // SAFETY: the kernel writes at most `want` bytes to `into` and only reads the other process.
+        let got = unsafe {
+            libc::process_vm_readv(
+                pid,
+                &raw const local,
+                1,
+                remote.as_ptr(),
+                remote.len() as libc::c_ulong,
+                0,
+            )
+        };
+        if usize::try_from(Errno::result(got)?).unwrap_or(0) != want {
+            return Err(Errno::EFAULT);
+        }
+    }
+    Ok(())
+}
+
 /// A resource limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Limit {
