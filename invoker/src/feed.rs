@@ -23,7 +23,7 @@ use openwhisk_compat::message::{ActivationId, ActivationMessage};
 use crate::activation::Note;
 use crate::bus::{Consumer, Delivery, Offset};
 use crate::errors::chain;
-use crate::journal::{Entry, Journal, Key};
+use crate::journal::{Entry, Journal, Key, Progress};
 use crate::metrics::Metrics;
 
 /// How long one poll waits for the first record. Only stopping has to wait for it.
@@ -266,7 +266,12 @@ impl Worker {
                 );
                 continue;
             }
-            entries.push(Entry { key, offset: delivery.offset, started: false, note: Note::of(&message) });
+            entries.push(Entry {
+                key,
+                offset: delivery.offset,
+                progress: Progress::Taken,
+                note: Note::of(&message),
+            });
             handed.push(Handed { message, key });
         }
         if !self.note(entries, next) {

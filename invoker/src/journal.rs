@@ -2,17 +2,18 @@
 //! and none runs twice when the process dies (design section 9).
 //!
 //! ```text
-//!  taken ──────────► started ──────────► answered            the life of one entry
-//!  (before its        (just before        (after the bus
-//!   offset is          `/run`)             took the ack)
-//!   committed)
+//!  taken ──────────► started ──────────► acked ───────────► settled    the life of one entry
+//!  (before its        (just before        (the bus took      (the store took
+//!   offset is          `/run`)             the last ack)      the record, or
+//!   committed)                                                 none is owed)
 //!
 //!  journal.<n>:  magic │ origin │ position │ recent ids │ open entries │ end of snapshot │ records…
 //!                └───────────── written when the segment begins ───────────────────────┘ └ appended
 //! ```
 //!
 //! At the next start every entry that is open, started or not, is answered as a whisk error and
-//! never run: whoever asked has waited for a process that is gone.
+//! never run: whoever asked has waited for a process that is gone. One that was acked before is not
+//! answered again, but its record is still owed.
 //! The position says where consumption goes on, also if the bus did not get the last commit.
 //! The ids seen last are kept, so that a record that is delivered again is recognised.
 //!
@@ -39,7 +40,7 @@ use nix::fcntl::{Flock, FlockArg};
 use crate::bus::Offset;
 
 /// First bytes of a segment; the digit is the version of the format.
-const MAGIC: &[u8] = b"rewind journal 1\n";
+const MAGIC: &[u8] = b"rewind journal 2\n";
 /// A segment that has grown by this much since its snapshot is replaced.
 const SEGMENT_BYTES: u64 = 4 << 20;
 /// How many ids of answered activations are remembered. A bus delivers again what was taken after
@@ -62,10 +63,21 @@ pub struct Entry {
     pub key: Key,
     /// Where it stood in the topic.
     pub offset: Offset,
-    /// `/run` may have been sent.
-    pub started: bool,
+    /// How far it has come.
+    pub progress: Progress,
     /// What is needed to answer it without the message; the journal does not look into it.
     pub note: Vec<u8>,
+}
+
+/// How far an activation has come that is not settled yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Progress {
+    /// Its offset was committed.
+    Taken,
+    /// `/run` may have been sent.
+    Started,
+    /// The bus has its last acknowledgement; its record may not be stored.
+    Acked,
 }
 
 /// Which topic of which bus the offsets belong to. Entries of another origin mean nothing here.
@@ -80,7 +92,7 @@ pub struct Origin {
 /// What the last process left behind.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Recovered {
-    /// Activations that were taken and not answered, by offset.
+    /// Activations that were taken and not settled, by offset.
     pub open: Vec<Entry>,
     /// The offset after the last one taken; `None` for a new journal.
     pub next: Option<Offset>,
@@ -201,31 +213,45 @@ impl Journal {
     /// # Errors
     /// [`JournalError::Io`]; the activation stays noted as taken, so nothing is lost by going on.
     pub fn started(&self, key: Key) -> Result<(), JournalError> {
+        self.progress(key, Progress::Started)
+    }
+
+    /// Notes that the bus has the activation's last acknowledgement, while its record is still owed.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`]; if the process dies before the activation is settled, it is answered
+    /// once more, as a whisk error, which the controller ignores.
+    pub fn acked(&self, key: Key) -> Result<(), JournalError> {
+        self.progress(key, Progress::Acked)
+    }
+
+    fn progress(&self, key: Key, progress: Progress) -> Result<(), JournalError> {
         let mut inner = self.inner();
         let Some(entry) = inner.state.open.get_mut(&key) else { return Ok(()) };
-        entry.started = true;
+        entry.progress = progress;
         let mut record = Vec::with_capacity(32);
-        Record::Started(key).write(&mut record);
+        Record::Progress(key, progress).write(&mut record);
         inner.segment.append(&record)
     }
 
-    /// Notes that the activation was answered: the bus has its last acknowledgement.
+    /// Notes that nothing is owed any more.
     ///
     /// # Errors
-    /// [`JournalError::Io`]; if the process dies before the next segment begins, the activation
-    /// is answered once more, as a whisk error, which the controller ignores.
-    pub fn answered(&self, key: Key) -> Result<(), JournalError> {
+    /// [`JournalError::Io`]; if the process dies before the next segment begins, what was owed is
+    /// given once more, as a whisk error: the controller ignores a second answer, the store a second
+    /// record.
+    pub fn settled(&self, key: Key) -> Result<(), JournalError> {
         let mut inner = self.inner();
         if inner.state.open.remove(&key).is_none() {
             return Ok(());
         }
         inner.state.remember(key);
         let mut record = Vec::with_capacity(32);
-        Record::Answered(key).write(&mut record);
+        Record::Settled(key).write(&mut record);
         inner.segment.append(&record)
     }
 
-    /// How many activations were taken and not answered yet.
+    /// How many activations were taken and not settled yet.
     #[must_use]
     pub fn open_count(&self) -> usize {
         self.inner().state.open.len()
@@ -268,12 +294,12 @@ impl State {
             OwnedRecord::Taken(entry) => {
                 self.open.insert(entry.key, entry);
             }
-            OwnedRecord::Started(key) => {
+            OwnedRecord::Progress(key, progress) => {
                 if let Some(entry) = self.open.get_mut(&key) {
-                    entry.started = true;
+                    entry.progress = progress;
                 }
             }
-            OwnedRecord::Answered(key) => {
+            OwnedRecord::Settled(key) => {
                 self.open.remove(&key);
                 self.remember(key);
             }
@@ -292,7 +318,7 @@ impl Segment {
             Record::Position(next).write(&mut bytes);
         }
         for key in &state.recent {
-            Record::Answered(*key).write(&mut bytes);
+            Record::Settled(*key).write(&mut bytes);
         }
         for entry in state.open.values() {
             Record::Taken(entry).write(&mut bytes);
@@ -435,13 +461,27 @@ fn remove(segments: &[(u64, PathBuf)]) {
     }
 }
 
+impl Progress {
+    fn byte(self) -> u8 {
+        match self {
+            Self::Taken => 0,
+            Self::Started => 1,
+            Self::Acked => 2,
+        }
+    }
+
+    fn of(byte: u8) -> Option<Self> {
+        [Self::Taken, Self::Started, Self::Acked].into_iter().find(|progress| progress.byte() == byte)
+    }
+}
+
 /// One record: a tag and its fields, little-endian, in a frame of length and CRC-32.
 enum Record<'a> {
     Origin(&'a Origin),
     Position(Offset),
     Taken(&'a Entry),
-    Started(Key),
-    Answered(Key),
+    Progress(Key, Progress),
+    Settled(Key),
     SnapshotEnd,
 }
 
@@ -450,16 +490,16 @@ enum OwnedRecord {
     Origin(Origin),
     Position(Offset),
     Taken(Entry),
-    Started(Key),
-    Answered(Key),
+    Progress(Key, Progress),
+    Settled(Key),
     SnapshotEnd,
 }
 
 const TAG_ORIGIN: u8 = 1;
 const TAG_POSITION: u8 = 2;
 const TAG_TAKEN: u8 = 3;
-const TAG_STARTED: u8 = 4;
-const TAG_ANSWERED: u8 = 5;
+const TAG_PROGRESS: u8 = 4;
+const TAG_SETTLED: u8 = 5;
 const TAG_SNAPSHOT_END: u8 = 6;
 
 impl Record<'_> {
@@ -481,15 +521,16 @@ impl Record<'_> {
                 out.push(TAG_TAKEN);
                 out.extend_from_slice(&entry.key.0);
                 out.extend_from_slice(&entry.offset.to_le_bytes());
-                out.push(u8::from(entry.started));
+                out.push(entry.progress.byte());
                 out.extend_from_slice(&entry.note);
             }
-            Self::Started(key) => {
-                out.push(TAG_STARTED);
+            Self::Progress(key, progress) => {
+                out.push(TAG_PROGRESS);
                 out.extend_from_slice(&key.0);
+                out.push(progress.byte());
             }
-            Self::Answered(key) => {
-                out.push(TAG_ANSWERED);
+            Self::Settled(key) => {
+                out.push(TAG_SETTLED);
                 out.extend_from_slice(&key.0);
             }
             Self::SnapshotEnd => out.push(TAG_SNAPSHOT_END),
@@ -531,16 +572,20 @@ impl OwnedRecord {
             TAG_TAKEN => {
                 let (key, fields) = fields.split_first_chunk::<16>()?;
                 let (offset, fields) = fields.split_first_chunk::<8>()?;
-                let (started, note) = fields.split_first()?;
+                let (progress, note) = fields.split_first()?;
                 Self::Taken(Entry {
                     key: Key(*key),
                     offset: Offset::from_le_bytes(*offset),
-                    started: *started != 0,
+                    progress: Progress::of(*progress)?,
                     note: note.to_vec(),
                 })
             }
-            TAG_STARTED => Self::Started(key(fields)?),
-            TAG_ANSWERED => Self::Answered(key(fields)?),
+            TAG_PROGRESS => {
+                let (key, fields) = fields.split_first_chunk::<16>()?;
+                let &[progress] = fields else { return None };
+                Self::Progress(Key(*key), Progress::of(progress)?)
+            }
+            TAG_SETTLED => Self::Settled(key(fields)?),
             TAG_SNAPSHOT_END if fields.is_empty() => Self::SnapshotEnd,
             _ => return None,
         })
@@ -566,7 +611,12 @@ mod tests {
     }
 
     fn entry(number: u8, offset: Offset) -> Entry {
-        Entry { key: key(number), offset, started: false, note: format!("note {number}").into_bytes() }
+        Entry {
+            key: key(number),
+            offset,
+            progress: Progress::Taken,
+            note: format!("note {number}").into_bytes(),
+        }
     }
 
     fn open(dir: &Path) -> (Journal, Recovered) {
@@ -587,16 +637,25 @@ mod tests {
         journal.taken(vec![entry(1, 10), entry(2, 11), entry(3, 12)], 13).unwrap();
         journal.started(key(2)).unwrap();
         journal.started(key(1)).unwrap();
-        journal.answered(key(1)).unwrap();
+        journal.acked(key(1)).unwrap();
+        journal.settled(key(1)).unwrap();
+        journal.started(key(3)).unwrap();
+        journal.acked(key(3)).unwrap();
         drop(journal);
 
         let (journal, recovered) = open(dir.path());
         assert_eq!(recovered.next, Some(13));
-        assert_eq!(recovered.open, vec![Entry { started: true, ..entry(2, 11) }, entry(3, 12)]);
+        assert_eq!(
+            recovered.open,
+            vec![
+                Entry { progress: Progress::Started, ..entry(2, 11) },
+                Entry { progress: Progress::Acked, ..entry(3, 12) },
+            ]
+        );
         assert!([1, 2, 3].into_iter().all(|number| journal.knows(key(number))));
         assert!(!journal.knows(key(4)));
-        journal.answered(key(2)).unwrap();
-        journal.answered(key(3)).unwrap();
+        journal.settled(key(2)).unwrap();
+        journal.settled(key(3)).unwrap();
         drop(journal);
         assert_eq!(open(dir.path()).1, Recovered { open: vec![], next: Some(13) });
     }
@@ -630,9 +689,9 @@ mod tests {
             let mut bytes = [0xaa; 16];
             bytes[..4].copy_from_slice(&number.to_le_bytes());
             let offset = Offset::from(number) + 1;
-            let entry = Entry { key: Key(bytes), offset, started: false, note: note.clone() };
+            let entry = Entry { key: Key(bytes), offset, progress: Progress::Taken, note: note.clone() };
             journal.taken(vec![entry], offset + 1).unwrap();
-            journal.answered(Key(bytes)).unwrap();
+            journal.settled(Key(bytes)).unwrap();
         }
         drop(journal);
         let length = fs::metadata(only_segment(dir.path())).unwrap().len();
@@ -689,7 +748,8 @@ mod tests {
     enum Step {
         Taken(u8),
         Started(u8),
-        Answered(u8),
+        Acked(u8),
+        Settled(u8),
         Reopen,
     }
 
@@ -697,7 +757,8 @@ mod tests {
         let step = prop_oneof![
             4 => any::<u8>().prop_map(Step::Taken),
             2 => any::<u8>().prop_map(Step::Started),
-            3 => any::<u8>().prop_map(Step::Answered),
+            2 => any::<u8>().prop_map(Step::Acked),
+            3 => any::<u8>().prop_map(Step::Settled),
             1 => Just(Step::Reopen),
         ];
         proptest::collection::vec(step, 0..60)
@@ -720,7 +781,8 @@ mod tests {
                 match step {
                     Step::Taken(number) => journal.taken(vec![entry(number, offset)], offset + 1).unwrap(),
                     Step::Started(number) => journal.started(key(number)).unwrap(),
-                    Step::Answered(number) => journal.answered(key(number)).unwrap(),
+                    Step::Acked(number) => journal.acked(key(number)).unwrap(),
+                    Step::Settled(number) => journal.settled(key(number)).unwrap(),
                     Step::Reopen => {
                         let before = journal.inner().state.clone();
                         drop(journal);

@@ -39,7 +39,7 @@ use crate::feed::{Feed, Handed, Parts as FeedParts};
 use crate::health::Health;
 use crate::http::{HttpSettings, HttpsSettings, Server};
 use crate::id::{self, IdChoice};
-use crate::journal::{Journal, Origin, Recovered};
+use crate::journal::{Journal, Origin, Progress, Recovered};
 use crate::metrics::backend::Metered;
 use crate::metrics::{Metrics, Naming};
 use crate::pool::{ContainerId, Event};
@@ -344,7 +344,7 @@ fn http_settings(settings: &Settings) -> HttpSettings {
     }
 }
 
-/// Answers what the last process took and did not answer. Nothing of it is run (design section 9).
+/// Settles what the last process took and did not settle. Nothing of it is run (design section 9).
 fn answer_cut_off(recovered: &Recovered, answers: &Answers, metrics: &Metrics) {
     for entry in &recovered.open {
         let note = match Note::read(&entry.note) {
@@ -358,8 +358,8 @@ fn answer_cut_off(recovered: &Recovered, answers: &Answers, metrics: &Metrics) {
         tracing::warn!(
             tid = note.transid.id(),
             activation = note.activation_id.as_str(),
-            started = entry.started,
-            "activation was cut off by the end of the last process, answered now"
+            progress = ?entry.progress,
+            "activation was cut off by the end of the last process, settled now"
         );
         metrics.recovered();
         let user = note.user();
@@ -369,7 +369,13 @@ fn answer_cut_off(recovered: &Recovered, answers: &Answers, metrics: &Metrics) {
             blocking: note.blocking,
             user: &user,
         };
-        answers.at_once(entry.key, &asker, note.cut_off(entry.started, now_ms()), AtOnce::Combined);
+        let record = note.cut_off(entry.progress, now_ms());
+        match entry.progress {
+            Progress::Taken | Progress::Started => {
+                answers.at_once(entry.key, &asker, record, AtOnce::Combined);
+            }
+            Progress::Acked => answers.record(entry.key, &asker, record),
+        }
     }
 }
 

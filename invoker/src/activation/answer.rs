@@ -2,7 +2,9 @@
 //! situation asks for.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use futures::FutureExt as _;
 use openwhisk_compat::entity::{ActivationRecord, StoredActivation};
 use openwhisk_compat::store::ActivationStore;
 use tokio_util::task::TaskTracker;
@@ -89,16 +91,26 @@ impl Answers {
         self.settle(key, asker, sent, Some(record));
     }
 
-    /// Waits for the acknowledgement's delivery and writes the record, beside each other.
+    /// Writes the record of an activation that an earlier process answered. If that one wrote a record after
+    /// all, the store keeps it and refuses this one.
+    pub fn record(&self, key: Key, asker: &Asker<'_>, record: ActivationRecord) {
+        self.settle(key, asker, std::future::ready(()).boxed(), Some(record));
+    }
+
+    /// Waits for the acknowledgement's delivery and writes the record, beside each other; the journal keeps the
+    /// entry until both are done.
     fn settle(&self, key: Key, asker: &Asker<'_>, sent: Sent, record: Option<ActivationRecord>) {
         let record = record.filter(|record| self.is_stored(asker, record));
+        let owed = AtomicBool::new(record.is_some());
         let store = Arc::clone(&self.store);
         let journal = Arc::clone(&self.journal);
         let transid = asker.transid.clone();
         self.tasks.spawn(async move {
             let answered = async {
                 sent.await;
-                if let Err(error) = journal.answered(key) {
+                if owed.load(Ordering::Relaxed)
+                    && let Err(error) = journal.acked(key)
+                {
                     tracing::warn!(tid = transid.id(), error = %chain(&error), "answer is not noted");
                 }
             };
@@ -114,8 +126,12 @@ impl Answers {
                         "record is not stored"
                     );
                 }
+                owed.store(false, Ordering::Relaxed);
             };
             tokio::join!(answered, stored);
+            if let Err(error) = journal.settled(key) {
+                tracing::warn!(tid = transid.id(), error = %chain(&error), "entry of the journal is not closed");
+            }
         });
     }
 
@@ -137,7 +153,7 @@ impl Answers {
 
     /// Gives up an entry of the journal that nobody can be found for.
     pub fn forget(&self, key: Key) {
-        if let Err(error) = self.journal.answered(key) {
+        if let Err(error) = self.journal.settled(key) {
             tracing::warn!(error = %chain(&error), "entry of the journal cannot be closed");
         }
     }
@@ -167,7 +183,7 @@ mod tests {
     use super::*;
     use crate::activation::record::{Subject, fallback};
     use crate::bus::memory::MemoryBus;
-    use crate::journal::{Entry, Origin};
+    use crate::journal::{Entry, Origin, Progress};
     use crate::metrics::Metrics;
 
     struct Rig {
@@ -184,7 +200,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let origin = Origin { bus: "memory".to_owned(), topic: "invoker0".to_owned() };
         let journal = Arc::new(Journal::open(dir.path(), origin).unwrap().0);
-        journal.taken(vec![Entry { key: KEY, offset: 0, started: false, note: Vec::new() }], 1).unwrap();
+        journal
+            .taken(vec![Entry { key: KEY, offset: 0, progress: Progress::Taken, note: Vec::new() }], 1)
+            .unwrap();
         let (bus, store) = (Arc::new(MemoryBus::default()), Arc::new(MemoryActivations::default()));
         let instance = InvokerInstanceId::new(0, ByteSize::from_mb(1024));
         let acks = Acks::new(Arc::new(Arc::clone(&bus)), instance, String::new(), None, Metrics::for_tests());
@@ -222,6 +240,16 @@ mod tests {
         rig.answers.finish().await;
         assert_eq!(rig.journal.open_count(), 0);
         assert!(rig.bus.sent("completed0")[0]["response"].is_object());
+    }
+
+    #[tokio::test]
+    async fn a_record_that_an_earlier_process_owed_is_written_without_an_answer() {
+        let rig = rig(StoreLevel::Always);
+        let message = message(true);
+        rig.answers.record(KEY, &Asker::of(&message), record(&message, StatusCode::WhiskError));
+        rig.answers.finish().await;
+        assert!(rig.bus.sent("completed0").is_empty());
+        assert_eq!((rig.store.records().len(), rig.journal.open_count()), (1, 0));
     }
 
     #[tokio::test]

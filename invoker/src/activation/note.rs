@@ -7,6 +7,8 @@ use openwhisk_compat::message::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::journal::Progress;
+
 /// The members of an [`ActivationMessage`] that an answer needs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Note {
@@ -92,10 +94,14 @@ impl Note {
         }
     }
 
-    /// The record of an activation whose invoker ended before it was answered.
+    /// The record of an activation whose invoker ended before it was settled.
     #[must_use]
-    pub fn cut_off(&self, started: bool, now_ms: u64) -> ActivationRecord {
-        let text = if started { CUT_OFF_STARTED } else { CUT_OFF_WAITING };
+    pub fn cut_off(&self, progress: Progress, now_ms: u64) -> ActivationRecord {
+        let text = match progress {
+            Progress::Taken => CUT_OFF_WAITING,
+            Progress::Started => CUT_OFF_STARTED,
+            Progress::Acked => CUT_OFF_ACKED,
+        };
         super::record::fallback(
             &super::record::Subject {
                 action: &self.action,
@@ -113,6 +119,9 @@ impl Note {
 /// The answer when `/run` may have been sent.
 const CUT_OFF_STARTED: &str =
     "The invoker ended while the action was running. The action may have run and will not be run again.";
+/// The record of an activation that was answered, in place of the one that was lost.
+const CUT_OFF_ACKED: &str =
+    "The invoker ended after the action was answered and before its record was stored.";
 /// The answer when `/run` was not sent.
 const CUT_OFF_WAITING: &str = "The invoker ended before the action was run. It will not be run again.";
 
@@ -145,7 +154,7 @@ mod tests {
         assert!(note.transid.extra_logging());
         assert_eq!(note.controller.as_string, "0");
         assert!(!note.user().limits.stores_activations());
-        let record = note.cut_off(true, 5);
+        let record = note.cut_off(Progress::Started, 5);
         assert_eq!((record.start, record.end, record.duration), (5, 5, Some(0)));
         assert_eq!(record.response.status_code, StatusCode::WhiskError);
         assert_eq!(record.cause, message.cause);
