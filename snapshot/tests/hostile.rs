@@ -88,6 +88,8 @@ def vfork():
     a = libc.mmap(None, 4096, 7, 34, -1, 0)
     ctypes.memmove(ctypes.c_void_p(a), code, len(code))
     ctypes.CFUNCTYPE(ctypes.c_int)(a)()
+    # Its child is killed before it can be stopped: then it must not end by itself.
+    while True: time.sleep(1)
 threading.Thread(target=spin, daemon=True).start()
 threading.Thread(target=vfork, daemon=True).start()
 time.sleep(0.1)");
